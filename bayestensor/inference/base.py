@@ -1,0 +1,62 @@
+"""The contract between a model and the engines: pytrees in, pytrees out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+
+from bayestensor.typing import Array, Batch, Float, Key, Position, Scalar
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A target density over positions (pytrees of arrays), up to a constant.
+
+    `log_density(position, batch) = log_prior(position) + num_data / len(batch) * sum(log_likelihood(position, batch))`
+
+    Attributes:
+        log_prior: position -> scalar, in the unconstrained space (Jacobians included).
+        log_likelihood: (position, batch) -> one number a datum.
+        num_data: N, how many data the whole set holds.
+        proper: whether the prior integrates to one; samplers refuse it where it does not.
+        blocks: position -> pytree of ints of the same structure, equal where coordinates belong together.
+        conditional_update: (key, position) -> position, an exact draw of some coordinates given the others.
+    """
+
+    log_prior: Callable[[Position], Scalar]
+    log_likelihood: Callable[[Position, Batch], Float[Array, batch]]
+    num_data: int
+    proper: bool = True
+    blocks: Callable[[Position], Any] | None = None
+    conditional_update: Callable[[Key[Array, ""], Position], Position] | None = None
+
+    def mean_log_likelihood(self, position: Position, batch: Batch) -> Scalar:
+        """Mean over the batch: times `num_data`, an unbiased estimate of the whole log likelihood."""
+        return self.log_likelihood(position, batch).mean()
+
+    def log_density(self, position: Position, batch: Batch, prior_weight: float | Scalar = 1.0) -> Scalar:
+        """`prior_weight * log prior + N * mean log likelihood`: the only place where a minibatch is scaled up."""
+        return prior_weight * self.log_prior(position) + self.num_data * self.mean_log_likelihood(
+            position, batch
+        )
+
+
+class Engine(NamedTuple):
+    """An inference algorithm bound to a posterior: three pure functions, the same for every engine.
+
+    `init(key, position) -> state`, `step(key, state, batch) -> (state, info)`, `position(state) -> position`.
+    State and info are NamedTuples of arrays.
+    """
+
+    init: Callable[[Key[Array, ""], Position], Any]
+    step: Callable[[Key[Array, ""], Any, Batch], tuple[Any, Any]]
+    position: Callable[[Any], Position]
+
+
+def all_finite(tree: Any) -> Scalar:
+    """Whether every float of a pytree is finite."""
+    leaves = [x for x in jax.tree.leaves(tree) if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact)]
+    return jax.numpy.stack([jax.numpy.isfinite(x).all() for x in leaves]).all()

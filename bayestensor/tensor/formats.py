@@ -1,0 +1,195 @@
+"""One builder per format: each returns a `Network`, and its docstring holds the elementwise formula.
+
+Row modes are named i0, i1, ..., column modes j0, j1, ...; x below is the tuple of all modes, rows first.
+A rank is an int for every bond, a mapping bond -> int, or 'full': the size at which any tensor fits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeAlias
+
+from bayestensor.tensor.network import Core, Network
+
+Shape: TypeAlias = Sequence[int]
+Rank: TypeAlias = int | Mapping[str, int] | Literal["full"]
+
+
+def _modes(rows: Shape, cols: Shape) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, int]]:
+    row_legs = tuple(f"i{k}" for k in range(len(rows)))
+    col_legs = tuple(f"j{k}" for k in range(len(cols)))
+    return row_legs, col_legs, dict(zip(row_legs + col_legs, (*rows, *cols), strict=True))
+
+
+def _ranks(rank: Rank, full: Mapping[str, int]) -> dict[str, int]:
+    if rank == "full":
+        return dict(full)
+    if isinstance(rank, Mapping):
+        if set(rank) != set(full):
+            raise ValueError(f"ranks name the bonds {sorted(rank)}; this format has {sorted(full)}")
+        return dict(rank)
+    if isinstance(rank, str):
+        raise ValueError(f"rank is {rank!r}; it is a whole number, a mapping bond -> number, or 'full'")
+    return dict.fromkeys(full, rank)
+
+
+def _smaller_side(sizes: Sequence[int], inside: slice) -> int:
+    within = math.prod(sizes[inside])
+    return min(within, math.prod(sizes) // within)
+
+
+def cp(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Network:
+    """Canonical polyadic: `X[x] = sum_r prod_k factor_k[x_k, r]` (Hitchcock 1927)."""
+    row_legs, col_legs, sizes = _modes(rows, cols)
+    full = math.prod(sizes.values()) // max(sizes.values())
+    cores = tuple(Core(f"factor{k}", (leg, "rank")) for k, leg in enumerate(row_legs + col_legs))
+    return Network(cores, sizes | _ranks(rank, {"rank": full}), row_legs, col_legs)
+
+
+def tucker(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Network:
+    """Tucker: `X[x] = sum_{r0, r1, ...} core[r0, r1, ...] prod_k factor_k[x_k, r_k]` (Tucker 1966)."""
+    row_legs, col_legs, sizes = _modes(rows, cols)
+    modes = row_legs + col_legs
+    bonds = tuple(f"r{k}" for k in range(len(modes)))
+    full = {bond: _smaller_side(list(sizes.values()), slice(k, k + 1)) for k, bond in enumerate(bonds)}
+    cores = (Core("core", bonds), *(Core(f"factor{k}", (leg, bonds[k])) for k, leg in enumerate(modes)))
+    return Network(cores, sizes | _ranks(rank, full), row_legs, col_legs)
+
+
+def tensor_train(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Network:
+    """Tensor train over all modes in a line: `X[x] = core_0[x_0] core_1[x_1] ... core_d[x_d]`, a product of
+    matrices `core_k[x_k]` of shape (b_k, b_k+1) with `b_0 = b_d+1 = 1` left out (Oseledets 2011)."""
+    row_legs, col_legs, sizes = _modes(rows, cols)
+    return _train(row_legs, col_legs, sizes, [(leg,) for leg in row_legs + col_legs], rank)
+
+
+def tt_matrix(rows: Shape, cols: Shape, rank: Rank = 10) -> Network:
+    """TT-matrix: a train whose core k carries a row and a column mode, `X[i, j] = prod_k core_k[i_k, j_k]`
+    (Novikov et al. 2015). Rows and columns have the same number of modes; fill up with 1."""
+    if len(rows) != len(cols):
+        raise ValueError(
+            f"a TT-matrix pairs modes: {len(rows)} row modes {tuple(rows)} against {len(cols)} {tuple(cols)}"
+        )
+    row_legs, col_legs, sizes = _modes(rows, cols)
+    return _train(row_legs, col_legs, sizes, list(zip(row_legs, col_legs, strict=True)), rank)
+
+
+def _train(row_legs, col_legs, sizes, stations: list[tuple[str, ...]], rank: Rank) -> Network:
+    widths = [math.prod(sizes[leg] for leg in station) for station in stations]
+    bonds = [f"b{k}" for k in range(1, len(stations))]
+    full = {bond: _smaller_side(widths, slice(0, k)) for k, bond in enumerate(bonds, 1)}
+    lefts, rights = [(), *((b,) for b in bonds)], [*((b,) for b in bonds), ()]
+    cores = tuple(
+        Core(f"core{k}", (*left, *station, *right))
+        for k, (left, station, right) in enumerate(zip(lefts, stations, rights, strict=True))
+    )
+    return Network(cores, sizes | _ranks(rank, full), row_legs, col_legs)
+
+
+def tensor_ring(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Network:
+    """Tensor ring: `X[x] = trace(core_0[x_0] core_1[x_1] ... core_d[x_d])` (Zhao et al. 2016).
+
+    Over a single mode the ring closes on itself and is that core alone. 'full' opens the ring (`b0 = 1`), since
+    a tensor train already carries everything.
+    """
+    row_legs, col_legs, sizes = _modes(rows, cols)
+    modes = row_legs + col_legs
+    if len(modes) == 1:
+        return Network((Core("core0", modes),), sizes, row_legs, col_legs)
+    bonds = [f"b{k}" for k in range(len(modes))]
+    full = {bond: _smaller_side(list(sizes.values()), slice(0, k)) for k, bond in enumerate(bonds)}
+    cores = tuple(
+        Core(f"core{k}", (bonds[k], leg, bonds[(k + 1) % len(modes)])) for k, leg in enumerate(modes)
+    )
+    return Network(cores, sizes | _ranks(rank, full), row_legs, col_legs)
+
+
+def block_term(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Network:
+    """Block-term: a sum of Tucker blocks, `X[x] = sum_block sum_{r0, r1, ...} core[block, r0, r1, ...]
+    prod_k factor_k[block, x_k, r_k]` (De Lathauwer 2008). An int rank gives that many of each inner bond and
+    two blocks."""
+    row_legs, col_legs, sizes = _modes(rows, cols)
+    modes = row_legs + col_legs
+    bonds = tuple(f"r{k}" for k in range(len(modes)))
+    full = {"block": 1} | {
+        bond: _smaller_side(list(sizes.values()), slice(k, k + 1)) for k, bond in enumerate(bonds)
+    }
+    ranks = _ranks(rank, full)
+    if isinstance(rank, int):
+        ranks["block"] = min(2, rank)
+    cores = (
+        Core("core", ("block", *bonds)),
+        *(Core(f"factor{k}", ("block", leg, bonds[k])) for k, leg in enumerate(modes)),
+    )
+    return Network(cores, sizes | ranks, row_legs, col_legs)
+
+
+def hierarchical_tucker(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Network:
+    """Hierarchical Tucker on a balanced binary tree (Grasedyck 2010): for a node t with children l and r,
+    `U_t[x_t, n_t] = sum_{n_l, n_r} node_t[n_l, n_r, n_t] U_l[x_l, n_l] U_r[x_r, n_r]`, leaves
+    `U_k = leaf_k[x_k, n_k]`, and X = U_root, which has no n_root."""
+    row_legs, col_legs, sizes = _modes(rows, cols)
+    modes = row_legs + col_legs
+    cores: list[Core] = []
+    full: dict[str, int] = {}
+
+    def grow(low: int, high: int) -> tuple[str, ...]:
+        """Append the cores of modes low..high-1; return the bond towards the parent (none at the root)."""
+        is_root = (low, high) == (0, len(modes))
+        name = f"{low}" if high == low + 1 else f"{low}_{high - 1}"
+        up = () if is_root else (f"n{name}",)
+        if not is_root:
+            full[up[0]] = _smaller_side(list(sizes.values()), slice(low, high))
+        if high == low + 1:
+            cores.append(Core(f"leaf{name}", (modes[low], *up)))
+        else:
+            middle = (low + high + 1) // 2
+            cores.append(Core(f"node{name}", (*grow(low, middle), *grow(middle, high), *up)))
+        return up
+
+    grow(0, len(modes))
+    return Network(tuple(cores), sizes | _ranks(rank, full), row_legs, col_legs)
+
+
+FORMATS: dict[str, Callable[..., Network]] = {
+    "cp": cp,
+    "tucker": tucker,
+    "tensor_train": tensor_train,
+    "tt_matrix": tt_matrix,
+    "tensor_ring": tensor_ring,
+    "block_term": block_term,
+    "hierarchical_tucker": hierarchical_tucker,
+}
+
+
+def factorize(size: int, order: int) -> tuple[int, ...]:
+    """Split `size` into `order` whole factors, as equal as its divisors allow, largest first.
+
+    A prime cannot be split: `factorize(7, 2) == (7, 1)`.
+    """
+    if size < 1 or order < 1:
+        raise ValueError(f"cannot split {size} into {order} factors; both are at least 1")
+
+    def best(rest: int, parts: int, ceiling: int) -> tuple[int, ...] | None:
+        """The split of `rest` into `parts` factors of at most `ceiling` with the smallest sum."""
+        if parts == 1:
+            return (rest,) if rest <= ceiling else None
+        splits = []
+        for head in range(min(rest, ceiling), 0, -1):
+            if rest % head == 0 and head**parts >= rest:
+                tail = best(rest // head, parts - 1, head)
+                if tail is not None:
+                    splits.append((head, *tail))
+        return min(splits, key=sum, default=None)
+
+    found = best(size, order, size)
+    assert found is not None  # (size, 1, ..., 1) always qualifies
+    return found
+
+
+def matrix_shapes(rows: int, cols: int, order: int | None = None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tensorized shapes for a (rows, cols) matrix: `order` modes each; by default modes stay near 8 and below 32."""
+    if order is None:
+        order = max(2, round(math.log(max(rows, cols), 8))) if max(rows, cols) > 8 else 1
+    return factorize(rows, order), factorize(cols, order)

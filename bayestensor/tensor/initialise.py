@@ -1,0 +1,36 @@
+"""One initialisation law for every format."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from bayestensor.tensor.network import Factored, Network
+from bayestensor.typing import Array, Key
+
+
+def core_variance(network: Network, variance: float) -> float:
+    """sigma_core^2, alike for all cores, such that `variance = prod(bond sizes) * sigma_core^(2 * cores)`.
+
+    A tensor entry is a sum over `prod(bond sizes)` products of independent core entries, one a core. The same
+    number is the prior's variance of a core entry where every scale is 1.
+    """
+    if not variance > 0:
+        raise ValueError(f"the variance of a tensor entry must be positive, not {variance}")
+    log_terms = sum(math.log(size) for size in network.ranks.values())
+    return math.exp((math.log(variance) - log_terms) / len(network.cores))
+
+
+@partial(jax.jit, static_argnames=("network", "variance", "dtype"))
+def initialise(key: Key[Array, ""], network: Network, variance: float = 1.0, dtype=jnp.float32) -> Factored:
+    """Normal cores whose dense tensor has entries of mean 0 and the given variance."""
+    sd = math.sqrt(core_variance(network, variance))
+    keys = jax.random.split(key, len(network.cores))
+    cores = {
+        core.name: sd * jax.random.normal(k, network.core_shape(core.name), dtype)
+        for core, k in zip(network.cores, keys, strict=True)
+    }
+    return Factored(network, cores)
