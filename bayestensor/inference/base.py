@@ -27,7 +27,7 @@ class Posterior:
     """
 
     log_prior: Callable[[Position], Scalar]
-    log_likelihood: Callable[[Position, Batch], Float[Array, batch]]
+    log_likelihood: Callable[[Position, Batch], Float[Array, "batch"]]
     num_data: int
     proper: bool = True
     blocks: Callable[[Position], Any] | None = None
@@ -39,9 +39,7 @@ class Posterior:
 
     def log_density(self, position: Position, batch: Batch, prior_weight: float | Scalar = 1.0) -> Scalar:
         """`prior_weight * log prior + N * mean log likelihood`: the only place where a minibatch is scaled up."""
-        return prior_weight * self.log_prior(position) + self.num_data * self.mean_log_likelihood(
-            position, batch
-        )
+        return prior_weight * self.log_prior(position) + self.num_data * self.mean_log_likelihood(position, batch)
 
 
 class Engine(NamedTuple):

@@ -67,7 +67,7 @@ def rows(tensor: Factored, index: Int[Array, "*batch"]) -> Float[Array, "*batch 
     return out.reshape(*index.shape, network.matrix_shape[1])
 
 
-def entries(tensor: Factored, coords: Int[Array, "n modes"]) -> Float[Array, n]:
+def entries(tensor: Factored, coords: Int[Array, "n modes"]) -> Float[Array, "n"]:
     """X at coordinates, one column a mode (rows first), without forming X.
 
     Raises:
@@ -75,9 +75,7 @@ def entries(tensor: Factored, coords: Int[Array, "n modes"]) -> Float[Array, n]:
     """
     modes = tensor.network.modes
     if coords.ndim != 2 or coords.shape[1] != len(modes):
-        raise ValueError(
-            f"coords has shape {coords.shape}; one column for each of the {len(modes)} modes is needed"
-        )
+        raise ValueError(f"coords has shape {coords.shape}; one column for each of the {len(modes)} modes is needed")
     return contract(_gathered(tensor, {leg: coords[:, k] for k, leg in enumerate(modes)}), ("batch",))
 
 
@@ -100,7 +98,7 @@ def inner(a: Factored, b: Factored) -> Float[Array, ""]:
     return contract([*_core_terms(a), *_renamed(b, keep=a.network.modes)], ())
 
 
-def slice_norms(tensor: Factored, bond: str) -> Float[Array, rank]:
+def slice_norms(tensor: Factored, bond: str) -> Float[Array, "rank"]:
     """`||X restricted to bond = r||` for each r: the norm lost if index r goes, X contracted with itself."""
     return jnp.sqrt(jnp.maximum(_squared_slices(tensor, bond), 0))
 
@@ -126,7 +124,7 @@ def bond_energy(
     scales: Mapping[str, Array],
     bond: str,
     variance: float | Array,
-) -> Float[Array, rank]:
+) -> Float[Array, "rank"]:
     """`M_r = sum over core entries tied to bond = r of entry^2 / (sigma_core^2 * product of the other scales v)`.
 
     With D = `network.bond_count(bond)`, the tied entries have log density `-(D/2) log v_r - M_r / (2 v_r)` + const.
@@ -143,12 +141,13 @@ def bond_energy(
     """
     energy = jnp.zeros(network.size[bond])
     for core in network.cores:
-        times = core.shrunk_by.count(bond)
+        shrunk_by = network.shrunk_by(core.name)
+        times = shrunk_by.count(bond)
         if times > 1:
             raise ValueError(
                 f"core {core.name!r} is shrunk {times} times by bond {bond!r}; its energy is no sum of squares"
             )
         if times:
-            inverse = [(1 / scales[b], (b,)) for b in core.shrunk_by if b != bond]
+            inverse = [(1 / scales[b], (b,)) for b in shrunk_by if b != bond]
             energy += contract([(cores[core.name] ** 2, core.legs), *inverse], (bond,)) / variance
     return energy

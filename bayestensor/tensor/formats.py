@@ -75,14 +75,12 @@ def tt_matrix(rows: Shape, cols: Shape, rank: Rank = 10) -> Network:
     return _train(row_legs, col_legs, sizes, list(zip(row_legs, col_legs, strict=True)), rank)
 
 
-def _train(row_legs, col_legs, sizes, stations: list[tuple[str, ...]], rank: Rank) -> Network:
+def _train(row_legs, col_legs, sizes, stations: Sequence[tuple[str, ...]], rank: Rank) -> Network:
     widths = [math.prod(sizes[leg] for leg in station) for station in stations]
     bonds = [f"b{k}" for k in range(1, len(stations))]
     full = {bond: _smaller_side(widths, slice(0, k)) for k, bond in enumerate(bonds, 1)}
-    lefts, rights = [(), *((b,) for b in bonds)], [*((b,) for b in bonds), ()]
     cores = tuple(
-        Core(f"core{k}", (*left, *station, *right))
-        for k, (left, station, right) in enumerate(zip(lefts, stations, rights, strict=True))
+        Core(f"core{k}", (*bonds[max(k - 1, 0) : k], *station, *bonds[k : k + 1])) for k, station in enumerate(stations)
     )
     return Network(cores, sizes | _ranks(rank, full), row_legs, col_legs)
 
@@ -99,9 +97,7 @@ def tensor_ring(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Network:
         return Network((Core("core0", modes),), sizes, row_legs, col_legs)
     bonds = [f"b{k}" for k in range(len(modes))]
     full = {bond: _smaller_side(list(sizes.values()), slice(0, k)) for k, bond in enumerate(bonds)}
-    cores = tuple(
-        Core(f"core{k}", (bonds[k], leg, bonds[(k + 1) % len(modes)])) for k, leg in enumerate(modes)
-    )
+    cores = tuple(Core(f"core{k}", (bonds[k], leg, bonds[(k + 1) % len(modes)])) for k, leg in enumerate(modes))
     return Network(cores, sizes | _ranks(rank, full), row_legs, col_legs)
 
 
@@ -112,9 +108,7 @@ def block_term(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Network:
     row_legs, col_legs, sizes = _modes(rows, cols)
     modes = row_legs + col_legs
     bonds = tuple(f"r{k}" for k in range(len(modes)))
-    full = {"block": 1} | {
-        bond: _smaller_side(list(sizes.values()), slice(k, k + 1)) for k, bond in enumerate(bonds)
-    }
+    full = {"block": 1} | {bond: _smaller_side(list(sizes.values()), slice(k, k + 1)) for k, bond in enumerate(bonds)}
     ranks = _ranks(rank, full)
     if isinstance(rank, int):
         ranks["block"] = min(2, rank)
@@ -138,7 +132,7 @@ def hierarchical_tucker(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Netwo
         """Append the cores of modes low..high-1; return the bond towards the parent (none at the root)."""
         is_root = (low, high) == (0, len(modes))
         name = f"{low}" if high == low + 1 else f"{low}_{high - 1}"
-        up = () if is_root else (f"n{name}",)
+        up: tuple[str, ...] = () if is_root else (f"n{name}",)
         if not is_root:
             full[up[0]] = _smaller_side(list(sizes.values()), slice(low, high))
         if high == low + 1:

@@ -44,7 +44,7 @@ class Network:
     """
 
     cores: tuple[Core, ...]
-    sizes: tuple[tuple[str, int], ...]
+    sizes: Mapping[str, int] | tuple[tuple[str, int], ...]
     rows: tuple[str, ...]
     cols: tuple[str, ...] = ()
 
@@ -63,16 +63,12 @@ class Network:
             _refuse_repeats(f"leg of core {core.name!r}", core.legs)
             missing = [leg for leg in core.legs if leg not in sizes]
             if missing:
-                raise ValueError(
-                    f"core {core.name!r} has legs {missing} with no size; sizes has {sorted(sizes)}"
-                )
+                raise ValueError(f"core {core.name!r} has legs {missing} with no size; sizes has {sorted(sizes)}")
             bonds = tuple(leg for leg in core.legs if leg not in modes)
             shrunk_by = bonds if core.shrunk_by is None else tuple(core.shrunk_by)
             stray = [leg for leg in shrunk_by if leg not in bonds]
             if stray:
-                raise ValueError(
-                    f"core {core.name!r} is shrunk by {stray}, not bonds of it; its bonds are {bonds}"
-                )
+                raise ValueError(f"core {core.name!r} is shrunk by {stray}, not bonds of it; its bonds are {bonds}")
             cores.append(Core(core.name, tuple(core.legs), shrunk_by))
         used = {leg for core in cores for leg in core.legs}
         for what, legs in (("mode", modes), ("sized leg", sizes)):
@@ -93,6 +89,10 @@ class Network:
     def core(self) -> dict[str, Core]:
         """Name -> core."""
         return {core.name: core for core in self.cores}
+
+    def shrunk_by(self, name: str) -> tuple[str, ...]:
+        """Bonds whose scales multiply the variance of a core's entries, one that counts twice named twice."""
+        return self.core[name].shrunk_by or ()
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -135,7 +135,7 @@ class Network:
 
     def bond_count(self, bond: str) -> int:
         """D = number of core entries tied to one index of `bond` through `shrunk_by`."""
-        tied = (core for core in self.cores if bond in core.shrunk_by)
+        tied = (core for core in self.cores if bond in self.shrunk_by(core.name))
         return sum(math.prod(self.core_shape(core.name)) // self.size[bond] for core in tied)
 
     def resized(self, sizes: Mapping[str, int]) -> Network:
@@ -143,7 +143,7 @@ class Network:
         unknown = [leg for leg in sizes if leg not in self.size]
         if unknown:
             raise ValueError(f"no leg {unknown} in this network; its legs are {sorted(self.size)}")
-        return Network(self.cores, tuple((self.size | dict(sizes)).items()), self.rows, self.cols)
+        return Network(self.cores, self.size | dict(sizes), self.rows, self.cols)
 
 
 def _refuse_repeats(what: str, names) -> None:

@@ -39,18 +39,14 @@ def keep_network(network: Network, keep: Mapping[str, np.ndarray]) -> Network:
         if indices.ndim != 1 or indices.size == 0:
             raise ValueError(f"bond {bond!r} would keep no index; keep at least one, or drop the layer")
         if indices.min() < 0 or indices.max() >= size or len(set(indices.tolist())) < indices.size:
-            raise ValueError(
-                f"bond {bond!r} keeps indices {indices.tolist()}; they must differ and be below {size}"
-            )
+            raise ValueError(f"bond {bond!r} keeps indices {indices.tolist()}; they must differ and be below {size}")
     return network.resized({bond: len(indices) for bond, indices in keep.items()})
 
 
 def keep(tensor: Factored, indices: Mapping[str, np.ndarray]) -> Factored:
     """The tensor with only the given indices of each named bond: the same as zeroing the others."""
     network = keep_network(tensor.network, indices)
-    cores = {
-        core.name: keep_axes(core.legs, indices)(tensor.cores[core.name]) for core in tensor.network.cores
-    }
+    cores = {core.name: keep_axes(core.legs, indices)(tensor.cores[core.name]) for core in tensor.network.cores}
     return Factored(network, cores)
 
 
@@ -65,14 +61,10 @@ def pad(tensor: Factored, ranks: Mapping[str, int]) -> Factored:
         if bond not in network.bonds:
             raise ValueError(f"{bond!r} is no bond of this network; its bonds are {list(network.bonds)}")
         if size < network.size[bond]:
-            raise ValueError(
-                f"bond {bond!r} has {network.size[bond]} indices; pad cannot shrink it to {size}"
-            )
+            raise ValueError(f"bond {bond!r} has {network.size[bond]} indices; pad cannot shrink it to {size}")
     larger = network.resized(ranks)
     cores = {
-        core.name: jnp.pad(
-            tensor.cores[core.name], [(0, larger.size[leg] - network.size[leg]) for leg in core.legs]
-        )
+        core.name: jnp.pad(tensor.cores[core.name], [(0, larger.size[leg] - network.size[leg]) for leg in core.legs])
         for core in network.cores
     }
     return Factored(larger, cores)
