@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from bayestensor.experiment.train import shift_images
+from bayestensor.data.augment import shift_images
 from bayestensor.inference.base import Engine, Posterior
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
 from bayestensor.models.likelihoods import Categorical

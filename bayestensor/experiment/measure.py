@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from bayestensor.experiment.train import in_pieces
+from bayestensor.inference.train import in_pieces
 from bayestensor.tensor.plan import matvec_flops
 from bayestensor.typing import Array, Position
 

@@ -17,9 +17,9 @@ from bayestensor.experiment import build, measure, model_file, pruning
 from bayestensor.experiment.config import Config
 from bayestensor.experiment.folder import RunFolder
 from bayestensor.experiment.progress import Progress, Silent
-from bayestensor.experiment.train import Carry, Trainer
 from bayestensor.inference import checkpoint
 from bayestensor.inference.base import map_positions
+from bayestensor.inference.train import Carry, Trainer
 from bayestensor.metrics import classification
 
 CHUNKS_PER_EPOCH = 8  # how often a run looks whether it was asked to stop

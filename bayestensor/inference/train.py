@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bayestensor.inference.base import Engine, Posterior
 from bayestensor.typing import Array, Int, Key, Position
@@ -42,6 +43,7 @@ class Trainer:
         self.steps_per_epoch = len(x) // batch_size
         self._batch_size, self._prepare, self._key = batch_size, prepare, key
         self._compiled: dict[Any, Any] = {}
+        self._last_order: tuple[int, Array] | None = None
         self.compile_seconds = 0.0
 
     def start(self, position: Position) -> Carry:
@@ -58,8 +60,8 @@ class Trainer:
 
     def advance(self, carry: Carry, epoch: int, first: int, last: int) -> Carry:
         """Steps first..last-1 of an epoch. The carry that comes in is used up."""
-        epoch, first, last = (jnp.asarray(number, jnp.int32) for number in (epoch, first, last))
-        arguments = (carry, self._key, epoch, first, last, self.x, self.y)
+        bounds = (jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32))
+        arguments = (carry, self._epoch_key(epoch), self._order(epoch), *bounds, self.x, self.y)
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(carry))
         if shapes not in self._compiled:
             started = time.perf_counter()
@@ -69,51 +71,37 @@ class Trainer:
 
     def not_finite(self, state: Any, posterior: Posterior, epoch: int, step: int) -> str:
         """Which arrays of the log density's value and gradient are not finite at a step, by name."""
-        order_key, step_keys = jax.random.split(_epoch_key(self._key, epoch))
-        batch, _ = self._batch(jax.random.permutation(order_key, len(self.x)), step_keys, step, self.x, self.y)
+        batch, _ = self._batch(self._order(epoch), self._epoch_key(epoch), step, self.x, self.y)
         value, gradient = jax.value_and_grad(posterior.log_density)(self.engine.position(state), batch)
         named = [("log density", value), ("inputs", batch[0])]
         named += [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)]
         bad = [name for name, leaf in named if not bool(jnp.isfinite(leaf).all())]
         return ", ".join(bad) or "the updated position"
 
-    def _chunk(self, carry: Carry, key, epoch, first, last, x, y) -> Carry:
-        order_key, step_keys = jax.random.split(_epoch_key(key, epoch))
-        order = jax.random.permutation(order_key, len(x))
+    def _order(self, epoch: int) -> Array:
+        """The random order of an epoch, drawn on the host: compiling a sort costs more than a run's sorting."""
+        if self._last_order is None or self._last_order[0] != epoch:
+            key_data = jax.random.key_data(self._key).ravel().tolist()
+            order = np.random.default_rng([*key_data, epoch]).permutation(len(self.x))
+            self._last_order = (epoch, jnp.asarray(order.astype(np.int32)))
+        return self._last_order[1]
 
+    def _epoch_key(self, epoch: int) -> Key[Array, ""]:
+        return jax.random.fold_in(jax.random.fold_in(self._key, 1), epoch)
+
+    def _chunk(self, carry: Carry, epoch_key, order, first, last, x, y) -> Carry:
         def one_step(i: Int[Array, ""], carry: Carry) -> Carry:
-            batch, step_key = self._batch(order, step_keys, i, x, y)
+            batch, step_key = self._batch(order, epoch_key, i, x, y)
             state, info = self.engine.step(step_key, carry.state, batch)
             return Carry(state, jax.tree.map(jnp.add, carry.totals, info))
 
         return jax.lax.fori_loop(first, last, one_step, carry)
 
-    def _batch(self, order, step_keys, i, x, y):
+    def _batch(self, order, epoch_key, i, x, y):
         """Batch i of an epoch's order, and the key of its step."""
-        batch_key, step_key = jax.random.split(jax.random.fold_in(step_keys, i))
+        batch_key, step_key = jax.random.split(jax.random.fold_in(epoch_key, i))
         chosen = jax.lax.dynamic_slice(order, (i * self._batch_size,), (self._batch_size,))
         return (self._prepare(batch_key, x[chosen]), y[chosen]), step_key
-
-
-def _epoch_key(key: Key[Array, ""], epoch) -> Key[Array, ""]:
-    return jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
-
-
-def shift_images(key: Key[Array, ""], images: Array, pixels: int, groups: int = 4) -> Array:
-    """Images (batch, height, width) moved by up to `pixels` each way, the border filled with 0.
-
-    The batch is cut into `groups` that move together: a gather per image would cost more than the step.
-    """
-    padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels)))
-    offsets = jax.random.randint(key, (groups, 2), 0, 2 * pixels + 1)
-    size = images.shape[0] // groups
-    moved = []
-    for g in range(groups):
-        last = images.shape[0] if g == groups - 1 else (g + 1) * size
-        part = padded[g * size : last]
-        start = (jnp.zeros((), jnp.int32), offsets[g, 0], offsets[g, 1])
-        moved.append(jax.lax.dynamic_slice(part, start, (part.shape[0], *images.shape[1:])))
-    return jnp.concatenate(moved)
 
 
 def in_pieces(apply: Callable[[Array], Array], x: Array, size: int = 1000) -> Array:
