@@ -16,7 +16,7 @@ from bayestensor.inference.base import map_positions
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
 from bayestensor.inference.train import Trainer, in_pieces
 from bayestensor.models.likelihoods import Categorical, Likelihood
-from bayestensor.models.neural import NeuralModel, clip_log_scales
+from bayestensor.models.neural import NeuralModel
 from bayestensor.priors import LogUniform
 from bayestensor.priors.base import ScalePrior
 from bayestensor.ranks.select import Rule, norm_lost, select
@@ -114,7 +114,7 @@ def fit_map(
         neural.posterior(len(x)),
         optimizer or optax.adam(optax.cosine_decay_schedule(5e-3, epochs * steps)),
         temperature=shrinkage_schedule(temperature, steps, warmup_epochs, ramp_epochs),
-        after_step=lambda position: clip_log_scales(position, scale_floor),
+        after_step=lambda position: neural.clip_scales(position, scale_floor),
     )
     trainer = Trainer(engine, x, y, batch_size, lambda key, raw: raw, jax.random.key(seed))
     carry, history = trainer.start(neural.initial_position()), []

@@ -16,7 +16,7 @@ from bayestensor.data.augment import shift_images
 from bayestensor.inference.base import Engine, Posterior
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
 from bayestensor.models.likelihoods import Categorical
-from bayestensor.models.neural import NeuralModel, clip_log_scales
+from bayestensor.models.neural import NeuralModel
 from bayestensor.nn.linear import MLP
 from bayestensor.priors import PRIORS
 from bayestensor.tensor.formats import FORMATS, matrix_shapes
@@ -108,7 +108,7 @@ def map_engine(config: Config, model: NeuralModel, posterior: Posterior, steps_p
     def after_step(position: Position) -> Position:
         if section.scales == "mode":
             position = model.mode_scales(position, section.mode_damping)
-        return clip_log_scales(position, section.scale_floor)
+        return model.clip_scales(position, section.scale_floor)
 
     return map_estimate(
         posterior,

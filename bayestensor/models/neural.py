@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +116,17 @@ class NeuralModel:
         }
         return position | {"log_scales": scales}
 
+    def clip_scales(self, position: Position, floor: float = 1e-8) -> Position:
+        """Every v at least `floor` and inside its prior's support.
+
+        The joint density of cores and scales is unbounded as both go to 0 under some priors: a mode needs a floor.
+        """
+        clipped = {}
+        for name, bonds in position["log_scales"].items():
+            low, high = self.priors[name].support
+            clipped[name] = {b: jnp.clip(v, max(low, math.log(floor)), high) for b, v in bonds.items()}
+        return position | {"log_scales": clipped}
+
     def cuts(self, position: Position, keep: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
         """A tree like the position, of functions array -> array that keep the given indices of each layer's bonds.
 
@@ -156,9 +168,3 @@ def _at(tree: Any, path: tuple) -> Any:
 
 def _same(array: Array) -> Array:
     return array
-
-
-def clip_log_scales(position: Position, floor: float) -> Position:
-    """Every v at least `floor`: the joint density is unbounded as cores and v go to 0 together."""
-    lowest = jnp.log(floor)
-    return position | {"log_scales": jax.tree.map(lambda log_v: jnp.maximum(log_v, lowest), position["log_scales"])}
