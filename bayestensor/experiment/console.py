@@ -92,6 +92,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_row(name, f"{parameters:,}", f"{dense / parameters:.1f}x", shown)
 
     row("dense twin", dense, twin and twin["test_accuracy"])
-    row("tensorized, before pruning", summary["params_initial"], summary.get("accuracy_before_pruning"))
-    row("tensorized, after pruning", summary["params_final"], summary["test_accuracy"])
+    before = summary.get("before_pruning")
+    if before:
+        row(f"before the first cut (epoch {before['epoch']})", summary["params_initial"], before["test_accuracy"])
+    row("after the last cut" if before else "trained", summary["params_final"], summary["test_accuracy"])
     return table

@@ -70,6 +70,7 @@ class _Session:
         self.params_initial = measure.num_weights(position)
         self.first_step_seconds: float | None = None
         self.collapsed: list[str] = []
+        self.before_pruning: dict[str, Any] | None = None  # what the first cut found
         self.carry, self.epoch, self.step = self._restored(self.trainer.start(position))
 
     # --- training ---------------------------------------------------------------------------------------------
@@ -121,6 +122,9 @@ class _Session:
 
     def _prune(self) -> None:
         position = self._position
+        if self.before_pruning is None:
+            accuracy, nll = measure.accuracy_and_nll(self.predict(position, self.data.x_test), self.data.y_test)
+            self.before_pruning = {"epoch": self.epoch, "test_accuracy": accuracy, "test_nll": nll}
         extra = measure.num_weights(position) - sum(
             tensor.network.num_parameters for tensor in self.model.tensors(position).values()
         )
@@ -187,6 +191,7 @@ class _Session:
             "model_bytes": model_bytes,
             "layers": measure.layer_table(self.model, self.initial_ranks, position, self.widths),
             "collapsed": self.collapsed,
+            "before_pruning": self.before_pruning,
             "dense_twin": self._dense_twin(),
         }
         self.folder.write_summary(summary)
@@ -233,7 +238,7 @@ class _Session:
     # --- checkpoints ------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        meta = {"epoch": self.epoch, "step": self.step, "collapsed": self.collapsed}
+        meta = {name: getattr(self, name) for name in ("epoch", "step", "collapsed", "before_pruning")}
         checkpoint.save(self.folder.checkpoints, self.carry, meta, name=f"{self.epoch:06d}-{self.step:06d}")
 
     def _restored(self, fresh: Carry) -> tuple[Carry, int, int]:
@@ -242,7 +247,7 @@ class _Session:
             self.folder.truncate(0)
             return fresh, 0, 0
         carry, meta = checkpoint.load(found, template=fresh)
-        self.collapsed = meta["collapsed"]
+        self.collapsed, self.before_pruning = meta["collapsed"], meta["before_pruning"]
         self.folder.truncate(meta["epoch"])
         return carry, meta["epoch"], meta["step"]
 
