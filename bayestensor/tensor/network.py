@@ -146,6 +146,17 @@ class Network:
         return Network(self.cores, self.size | dict(sizes), self.rows, self.cols)
 
 
+def fitted(network: Network, cores: Mapping[str, Array]) -> Factored:
+    """The tensor whose bond sizes are read off its arrays: a network pruned or padded since `network` was declared."""
+    sizes = {
+        leg: size
+        for core in network.cores
+        for leg, size in zip(core.legs, cores[core.name].shape, strict=True)
+        if leg in network.bonds
+    }
+    return factored(network.resized(sizes), cores)
+
+
 def _refuse_repeats(what: str, names) -> None:
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated:

@@ -12,11 +12,12 @@ from bayestensor.typing import Array
 
 
 def keep_axes(legs: Sequence[str], keep: Mapping[str, np.ndarray]):
-    """A function that keeps the named indices of an array whose axes are `legs`.
+    """A function that keeps the named indices of an array whose last axes are `legs`.
 
-    Serves everything shaped like a core: the core, its gradient moments, its momentum.
+    Serves everything shaped like a core: the core, its gradient moments, its momentum, and stacks of them
+    (chains, particles) in leading axes.
     """
-    cuts = tuple((axis, np.asarray(keep[leg])) for axis, leg in enumerate(legs) if leg in keep)
+    cuts = tuple((axis - len(legs), np.asarray(keep[leg])) for axis, leg in enumerate(legs) if leg in keep)
 
     def cut(array: Array) -> Array:
         for axis, indices in cuts:

@@ -1,0 +1,280 @@
+"""One run from a config to a run folder: train, prune, measure, save; and the same run gone on with after a stop."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayestensor.data import load_dataset
+from bayestensor.errors import RunError
+from bayestensor.experiment import build, measure, model_file, pruning
+from bayestensor.experiment.config import Config
+from bayestensor.experiment.folder import RunFolder
+from bayestensor.experiment.progress import Progress, Silent
+from bayestensor.inference import checkpoint
+from bayestensor.inference.base import map_positions
+from bayestensor.inference.train import Carry, Trainer
+from bayestensor.metrics import classification
+
+CHUNKS_PER_EPOCH = 8  # how often a run looks whether it was asked to stop
+
+
+class Interrupted(RunError):
+    """A run that a signal stopped; its folder can be resumed."""
+
+    def __init__(self, folder: Path, signal_number: int):
+        super().__init__(f"stopped; go on with: bayestensor resume {folder}")
+        self.signal_number = signal_number
+
+
+def run(config: Config, out: Path, data_dir: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Train the model of a config in a new run folder; return what summary.json gets.
+
+    Raises:
+        BayestensorError: the folder exists or cannot be written, data are missing, a step was not finite.
+        Interrupted: a signal came; everything up to it is saved.
+    """
+    return _Session(config, RunFolder.create(out, config, data_dir), data_dir, progress or Silent()).finish()
+
+
+def resume(run_dir: Path, data_dir: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Go on with a run from its last good checkpoint, to the same result as without the stop."""
+    folder = RunFolder.open(run_dir)
+    return _Session(folder.config, folder, data_dir or folder.data_dir, progress or Silent()).finish()
+
+
+class _Session:
+    """One process's work on a run folder."""
+
+    def __init__(self, config: Config, folder: RunFolder, data_dir: Path | None, progress: Progress):
+        self.config, self.folder, self.data_dir, self.progress = config, folder, data_dir, progress
+        self.started = time.perf_counter()
+        self.data = load_dataset(config.data, data_dir, config.seed)
+        self.scale = build.scaler(self.data.shift, self.data.divisor)
+        self.widths = build.layer_widths(config, self.data.num_inputs, self.data.num_classes)
+        self.model, initial = build.neural_model(config, self.data.num_inputs, self.data.num_classes)
+        start_key, train_key = jax.random.split(jax.random.key(config.seed))
+        x, y = jnp.asarray(self.data.x_train), jnp.asarray(self.data.y_train)
+        posterior = self.model.posterior(len(x))
+        engine = build.ENGINES[config.engine.name](config, self.model, posterior, len(x) // config.train.batch_size)
+        self.trainer = Trainer(engine, x, y, config.train.batch_size, build.preparation(config, self.scale), train_key)
+        self.predict = measure.predictor(self.model, self.scale)
+        position = initial(start_key)
+        self.initial_ranks = measure.ranks(self.model, position)
+        self.params_initial = measure.num_weights(position)
+        self.first_step_seconds: float | None = None
+        self.collapsed: list[str] = []
+        self.before_pruning: dict[str, Any] | None = None  # what the first cut found
+        self.carry, self.epoch, self.step = self._restored(self.trainer.start(position))
+
+    # --- training ---------------------------------------------------------------------------------------------
+
+    def finish(self) -> dict[str, Any]:
+        """Train what is left, then measure and save."""
+        if (done := self.folder.summary()) is not None:
+            self.progress.said(f"{self.folder.path} is already finished")
+            return done
+        steps = self.trainer.steps_per_epoch
+        facts = {"name": self.config.name, "parameters": self.params_initial, "epochs": self.config.train.epochs}
+        self.progress.started(facts | {"steps_per_epoch": steps, "first_epoch": self.epoch})
+        with _stop_signals() as stop:
+            while self.epoch < self.config.train.epochs:
+                self._train_epoch(stop)
+        return self._conclude()
+
+    def _train_epoch(self, stop: _StopFlag) -> None:
+        steps = self.trainer.steps_per_epoch
+        while self.step < steps:
+            last = min(self.step + -(-steps // CHUNKS_PER_EPOCH), steps) if self.first_step_seconds else self.step + 1
+            self.carry = self.trainer.advance(self.carry, self.epoch, self.step, last)
+            self._refuse_failure()
+            self.step = last
+            if self.first_step_seconds is None:
+                self.first_step_seconds = time.perf_counter() - self.started
+            self.progress.stepped(self.epoch, self.step)
+            if stop.signal_number is not None:
+                self._save()
+                raise Interrupted(self.folder.path, stop.signal_number)
+        self._close_epoch()
+
+    def _close_epoch(self) -> None:
+        """Prune if it is time, measure, write the metrics line, save."""
+        info = jax.tree.map(lambda total: float(total) / self.trainer.steps_per_epoch, self.carry.totals)
+        self.epoch, self.step = self.epoch + 1, 0
+        record: dict[str, Any] = {"epoch": self.epoch, "step": self.epoch * self.trainer.steps_per_epoch}
+        record |= {f"train_{name}": value for name, value in info._asdict().items()}
+        record["event"] = None
+        if self.epoch in self.config.prune.epochs and self.model.kernels:
+            self._prune()
+            record["event"] = "pruned"
+        self.carry = self.trainer.new_epoch(self.carry.state)
+        if self.epoch % self.config.train.evaluate_every == 0 or self.epoch == self.config.train.epochs:
+            record |= self._measured()
+            self.folder.append(record, seconds=time.perf_counter() - self.started)
+            self.progress.evaluated(record)
+        self._save()
+
+    def _prune(self) -> None:
+        position = self._position
+        if self.before_pruning is None:
+            accuracy, nll = measure.accuracy_and_nll(self.predict(position, self.data.x_test), self.data.y_test)
+            self.before_pruning = {"epoch": self.epoch, "test_accuracy": accuracy, "test_nll": nll}
+        extra = measure.num_weights(position) - sum(
+            tensor.network.num_parameters for tensor in self.model.tensors(position).values()
+        )
+        chosen = pruning.selection(self.config.prune, self.model, position, extra)
+        state = map_positions(self.carry.state, position, self.model.cuts(position, chosen.keep))
+        self.carry = self.trainer.new_epoch(state)
+        for collapse in chosen.collapsed:
+            self.collapsed.append(str(collapse))
+            self.progress.said(f"{collapse} has collapsed; its largest slice is kept, so it stays at rank 1")
+
+    @property
+    def _position(self) -> Any:
+        return self.trainer.engine.position(self.carry.state)
+
+    def _refuse_failure(self) -> None:
+        failed = int(self.carry.state.failed_at)
+        if failed < 0:
+            return
+        epoch, step = divmod(failed, self.trainer.steps_per_epoch)
+        names = self.trainer.not_finite(self.carry.state, self.model.posterior(len(self.trainer.x)), epoch, step)
+        raise RunError(
+            f"step {failed} (epoch {epoch}) is not finite in {names}; lower engine.optimizer.learning_rate or set "
+            f"engine.optimizer.clip; the last good checkpoint is in {self.folder.checkpoints}"
+        )
+
+    # --- measuring --------------------------------------------------------------------------------------------
+
+    def _measured(self) -> dict[str, Any]:
+        position = self._position
+        found: dict[str, Any] = {"validation_accuracy": None, "validation_nll": None}
+        if len(self.data.x_validation):
+            log_p = self.predict(position, self.data.x_validation)
+            found["validation_accuracy"], found["validation_nll"] = measure.accuracy_and_nll(
+                log_p, self.data.y_validation
+            )
+        log_p = self.predict(position, self.data.x_test)
+        found["test_accuracy"], found["test_nll"] = measure.accuracy_and_nll(log_p, self.data.y_test)
+        found["num_parameters"] = measure.num_weights(position)
+        found["ranks"] = measure.ranks(self.model, position)
+        found["scales"] = measure.scales(position)
+        return found
+
+    def _conclude(self) -> dict[str, Any]:
+        train_seconds = time.perf_counter() - self.started
+        position = self._position
+        spec, arrays = self._model_file(position)
+        model_bytes = model_file.save_model(self.folder.path / "model", spec, arrays)
+        dense = sum(fan_in * fan_out + fan_out for fan_in, fan_out in self.widths)
+        final = measure.num_weights(position)
+        summary = {
+            "name": self.config.name,
+            "seed": self.config.seed,
+            "params_dense": dense,
+            "params_initial": self.params_initial,
+            "params_final": final,
+            "compression": dense / final,
+            "ranks": measure.ranks(self.model, position),
+            "ranks_initial": self.initial_ranks,
+            "temperature": self.config.engine.temperature,
+            **self._quality(position),
+            "train_seconds": train_seconds,
+            "compile_seconds": self.trainer.compile_seconds,
+            "first_step_seconds": self.first_step_seconds,
+            "model_bytes": model_bytes,
+            "layers": measure.layer_table(self.model, self.initial_ranks, position, self.widths),
+            "collapsed": self.collapsed,
+            "before_pruning": self.before_pruning,
+            "dense_twin": self._dense_twin(),
+        }
+        self.folder.write_summary(summary)
+        self.progress.finished(summary)
+        return summary
+
+    def _quality(self, position: Any) -> dict[str, Any]:
+        probabilities = np.exp(np.asarray(self.predict(position, self.data.x_test), np.float64))
+        labels = self.data.y_test
+        accuracy, nll = measure.accuracy_and_nll(np.log(probabilities), labels)
+        return {
+            "test_accuracy": accuracy,
+            "test_nll": nll,
+            "test_ece": classification.expected_calibration_error(probabilities, labels),
+            "test_brier": classification.brier_score(probabilities, labels),
+            "confusion": classification.confusion_matrix(probabilities, labels).tolist(),
+            "reliability": classification.reliability(probabilities, labels),
+        }
+
+    def _model_file(self, position: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        layers, arrays = measure.model_arrays(self.model, position, self.config.model.activation)
+        spec = {
+            "format_version": 1,
+            "input_shape": list(self.data.input_shape),
+            "scaling": {"shift": self.data.shift, "scale": self.data.divisor},
+            "layers": layers,
+            "classes": self.data.num_classes,
+        }
+        return spec, arrays
+
+    def _dense_twin(self) -> dict[str, Any] | None:
+        """The same run without tensor networks, in a run folder of its own inside this one."""
+        if not self.config.dense_twin or not self.model.kernels:
+            return None
+        twin = self.folder.path / "twin"
+        self.progress.said("training the dense twin")
+        if twin.exists():
+            summary = resume(twin, self.data_dir, self.progress)
+        else:
+            summary = run(self.config.dense(), twin, self.data_dir, self.progress)
+        kept = ("test_accuracy", "test_nll", "test_ece", "train_seconds")
+        return {name: summary[name] for name in kept} | {"params": summary["params_final"]}
+
+    # --- checkpoints ------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        meta = {name: getattr(self, name) for name in ("epoch", "step", "collapsed", "before_pruning")}
+        checkpoint.save(self.folder.checkpoints, self.carry, meta, name=f"{self.epoch:06d}-{self.step:06d}")
+
+    def _restored(self, fresh: Carry) -> tuple[Carry, int, int]:
+        found = checkpoint.latest(self.folder.checkpoints)
+        if found is None:
+            self.folder.truncate(0)
+            return fresh, 0, 0
+        carry, meta = checkpoint.load(found, template=fresh)
+        self.collapsed, self.before_pruning = meta["collapsed"], meta["before_pruning"]
+        self.folder.truncate(meta["epoch"])
+        return carry, meta["epoch"], meta["step"]
+
+
+class _StopFlag:
+    """Remembers the first SIGINT or SIGTERM; a second SIGINT stops at once."""
+
+    signal_number: int | None = None
+
+    def __enter__(self) -> _StopFlag:
+        self._before = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        except ValueError:
+            pass  # not in the main thread: signals go where they went
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.signal_number is not None:
+            raise KeyboardInterrupt
+        self.signal_number = number
+
+
+def _stop_signals() -> _StopFlag:
+    return _StopFlag()
