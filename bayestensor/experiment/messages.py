@@ -67,7 +67,8 @@ def _explain_one(entry: Any, path: Path, schema: type[BaseModel], raw: Mapping[s
         section = _section_at(schema, raw, path[:-1])
         known = list(section.model_fields) if section else []
         elsewhere = _elsewhere(schema, str(path[-1]))
-        near = f"; did you mean {elsewhere[0]!r}?" if elsewhere else nearest(path[-1], known)
+        moved = elsewhere and key not in elsewhere  # a right key in the wrong section
+        near = f"; did you mean {elsewhere[0]!r}?" if moved else nearest(path[-1], known)
         return f"{key}: unknown key (given {value}); known keys: {', '.join(known)}{near}"
     if kind == "missing":
         return f"{key}: missing; it has no default"
