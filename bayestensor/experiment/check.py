@@ -152,7 +152,9 @@ def _time_problems(config: Config) -> list[str]:
     if list(cuts) != sorted(set(cuts)):
         found.append(f"prune.epochs: given {list(cuts)}; expected rising epochs, each once")
     if cuts and max(cuts) >= epochs:
-        found.append(f"prune.epochs: given {max(cuts)}; expected below train.epochs = {epochs}, so that training goes on")
+        found.append(
+            f"prune.epochs: given {max(cuts)}; expected below train.epochs = {epochs}, so that training goes on"
+        )
     if engine.warmup_epochs + engine.ramp_epochs > epochs:
         total = engine.warmup_epochs + engine.ramp_epochs
         found.append(

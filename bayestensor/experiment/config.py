@@ -63,7 +63,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = Path(path)
     raw = yaml_io.parse(read_text(path), str(path))
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping with keys {', '.join(Config.model_fields)}, not {messages.given(raw)}")
+        raise ConfigError(
+            f"{path}: expected a mapping with keys {', '.join(Config.model_fields)}, not {messages.given(raw)}"
+        )
     for text in overrides:
         override(raw, text)
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem).lstrip("._-")[:100]

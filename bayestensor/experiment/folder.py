@@ -212,7 +212,9 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy inside someone's repository is not it
+        git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # an installed copy inside someone's repository is not it
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from bayestensor.experiment.model_file import layer_spec
 from bayestensor.inference.train import in_pieces
 from bayestensor.tensor.plan import matvec_flops
 from bayestensor.typing import Array, Position
@@ -76,38 +77,19 @@ def layer_table(
     return rows
 
 
-def model_arrays(model: NeuralModel, position: Position, activation: str) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """The layers of an MLP as plain data, and its arrays by name: what a model file holds."""
+def model_layers(model: NeuralModel, position: Position, activation: str) -> tuple[list[dict], dict[str, np.ndarray]]:
+    """The layers of an MLP as a model file describes them, and its arrays by name."""
     tensors = model.tensors(position)
     layers, arrays = [], {}
     count = len(position["weights"]["layers"])
     for k in range(count):
         name, weights = f"layers.{k}", position["weights"]["layers"][k]
-        network = None
         if name in tensors:
-            network = tensors[name].network
             arrays |= {f"{name}.{core}": np.asarray(array) for core, array in tensors[name].cores.items()}
         else:
             arrays[f"{name}.kernel"] = np.asarray(weights["kernel"]).T  # (out, in), like a network's matrix
         if "bias" in weights:
             arrays[f"{name}.bias"] = np.asarray(weights["bias"])
-        layers.append(
-            {
-                "name": name,
-                "kind": "linear",
-                "network": network and network_spec(network),
-                "bias": "bias" in weights,
-                "activation": activation if k < count - 1 else None,
-            }
-        )
+        network = tensors[name].network if name in tensors else None
+        layers.append(layer_spec(name, network, "bias" in weights, activation if k < count - 1 else None))
     return layers, arrays
-
-
-def network_spec(network) -> dict[str, Any]:
-    """A network as plain data."""
-    return {
-        "cores": [{"name": core.name, "legs": list(core.legs)} for core in network.cores],
-        "sizes": dict(network.sizes),
-        "rows": list(network.rows),
-        "cols": list(network.cols),
-    }

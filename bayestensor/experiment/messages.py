@@ -160,4 +160,3 @@ def _choices(schema: type[BaseModel], raw: Any, path: Path) -> str:
 def _quoted(expected: str) -> list[str]:
     """Names out of pydantic's `'a', 'b' or 'c'`."""
     return [part.strip().strip("'") for part in expected.replace(" or ", ", ").split(",")]
-

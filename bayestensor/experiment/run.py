@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,16 @@ import numpy as np
 
 from bayestensor.data import load_dataset
 from bayestensor.errors import RunError
-from bayestensor.experiment import build, measure, model_file, pruning
+from bayestensor.experiment import build, folder, measure, model_file, pruning
 from bayestensor.experiment.config import Config
-from bayestensor.experiment.folder import RunFolder
 from bayestensor.experiment.progress import Progress, Silent
 from bayestensor.inference import checkpoint
 from bayestensor.inference.base import map_positions
 from bayestensor.inference.train import Carry, Trainer
 from bayestensor.metrics import classification
 
-CHUNKS_PER_EPOCH = 8  # how often a run looks whether it was asked to stop
-
-
-class Interrupted(RunError):
-    """A run that a signal stopped; its folder can be resumed."""
-
-    def __init__(self, folder: Path, signal_number: int):
-        super().__init__(f"stopped; go on with: bayestensor resume {folder}")
-        self.signal_number = signal_number
+CHUNKS_PER_EPOCH = 8  # how often progress moves and a checkpoint may fall due
+SECONDS_PER_CHECKPOINT = 60.0  # besides one at each epoch's end
 
 
 def run(config: Config, out: Path, data_dir: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
@@ -38,22 +29,23 @@ def run(config: Config, out: Path, data_dir: Path | None = None, progress: Progr
 
     Raises:
         BayestensorError: the folder exists or cannot be written, data are missing, a step was not finite.
-        Interrupted: a signal came; everything up to it is saved.
     """
-    return _Session(config, RunFolder.create(out, config, data_dir), data_dir, progress or Silent()).finish()
+    return _Session(config, folder.create(out, config, data_dir), data_dir, progress or Silent()).finish()
 
 
 def resume(run_dir: Path, data_dir: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """Go on with a run from its last good checkpoint, to the same result as without the stop."""
-    folder = RunFolder.open(run_dir)
-    return _Session(folder.config, folder, data_dir or folder.data_dir, progress or Silent()).finish()
+    found = folder.open_run(run_dir)
+    noted = found.manifest().get("data_dir")
+    data_dir = data_dir or (Path(noted) if noted else None)
+    return _Session(found.config(), found, data_dir, progress or Silent()).finish()
 
 
 class _Session:
     """One process's work on a run folder."""
 
-    def __init__(self, config: Config, folder: RunFolder, data_dir: Path | None, progress: Progress):
-        self.config, self.folder, self.data_dir, self.progress = config, folder, data_dir, progress
+    def __init__(self, config: Config, run_folder: folder.RunFolder, data_dir: Path | None, progress: Progress):
+        self.config, self.folder, self.data_dir, self.progress = config, run_folder, data_dir, progress
         self.started = time.perf_counter()
         self.data = load_dataset(config.data, data_dir, config.seed)
         self.scale = build.scaler(self.data.shift, self.data.divisor)
@@ -71,24 +63,23 @@ class _Session:
         self.first_step_seconds: float | None = None
         self.collapsed: list[str] = []
         self.before_pruning: dict[str, Any] | None = None  # what the first cut found
-        self.carry, self.epoch, self.step = self._restored(self.trainer.start(position))
+        self._restore(self.trainer.start(position))
 
     # --- training ---------------------------------------------------------------------------------------------
 
     def finish(self) -> dict[str, Any]:
         """Train what is left, then measure and save."""
-        if (done := self.folder.summary()) is not None:
+        if self.folder.summary_file.exists():
             self.progress.said(f"{self.folder.path} is already finished")
-            return done
+            return self.folder.summary()
         steps = self.trainer.steps_per_epoch
         facts = {"name": self.config.name, "parameters": self.params_initial, "epochs": self.config.train.epochs}
         self.progress.started(facts | {"steps_per_epoch": steps, "first_epoch": self.epoch})
-        with _stop_signals() as stop:
-            while self.epoch < self.config.train.epochs:
-                self._train_epoch(stop)
+        while self.epoch < self.config.train.epochs:
+            self._train_epoch()
         return self._conclude()
 
-    def _train_epoch(self, stop: _StopFlag) -> None:
+    def _train_epoch(self) -> None:
         steps = self.trainer.steps_per_epoch
         while self.step < steps:
             last = min(self.step + -(-steps // CHUNKS_PER_EPOCH), steps) if self.first_step_seconds else self.step + 1
@@ -98,9 +89,8 @@ class _Session:
             if self.first_step_seconds is None:
                 self.first_step_seconds = time.perf_counter() - self.started
             self.progress.stepped(self.epoch, self.step)
-            if stop.signal_number is not None:
+            if time.perf_counter() - self.saved > SECONDS_PER_CHECKPOINT:
                 self._save()
-                raise Interrupted(self.folder.path, stop.signal_number)
         self._close_epoch()
 
     def _close_epoch(self) -> None:
@@ -116,7 +106,7 @@ class _Session:
         self.carry = self.trainer.new_epoch(self.carry.state)
         if self.epoch % self.config.train.evaluate_every == 0 or self.epoch == self.config.train.epochs:
             record |= self._measured()
-            self.folder.append(record, seconds=time.perf_counter() - self.started)
+            self.folder.append_metrics(record)
             self.progress.evaluated(record)
         self._save()
 
@@ -171,7 +161,7 @@ class _Session:
         train_seconds = time.perf_counter() - self.started
         position = self._position
         spec, arrays = self._model_file(position)
-        model_bytes = model_file.save_model(self.folder.path / "model", spec, arrays)
+        model_file.save_model(self.folder.model_stem, spec, arrays)
         dense = sum(fan_in * fan_out + fan_out for fan_in, fan_out in self.widths)
         final = measure.num_weights(position)
         summary = {
@@ -188,7 +178,7 @@ class _Session:
             "train_seconds": train_seconds,
             "compile_seconds": self.trainer.compile_seconds,
             "first_step_seconds": self.first_step_seconds,
-            "model_bytes": model_bytes,
+            "model_bytes": self.folder.model_stem.with_suffix(".npz").stat().st_size,
             "layers": measure.layer_table(self.model, self.initial_ranks, position, self.widths),
             "collapsed": self.collapsed,
             "before_pruning": self.before_pruning,
@@ -212,15 +202,9 @@ class _Session:
         }
 
     def _model_file(self, position: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        layers, arrays = measure.model_arrays(self.model, position, self.config.model.activation)
-        spec = {
-            "format_version": 1,
-            "input_shape": list(self.data.input_shape),
-            "scaling": {"shift": self.data.shift, "scale": self.data.divisor},
-            "layers": layers,
-            "classes": self.data.num_classes,
-        }
-        return spec, arrays
+        layers, arrays = measure.model_layers(self.model, position, self.config.model.activation)
+        data = self.data
+        return model_file.model_spec(layers, data.input_shape, data.num_classes, data.shift, data.divisor), arrays
 
     def _dense_twin(self) -> dict[str, Any] | None:
         """The same run without tensor networks, in a run folder of its own inside this one."""
@@ -239,42 +223,27 @@ class _Session:
 
     def _save(self) -> None:
         meta = {name: getattr(self, name) for name in ("epoch", "step", "collapsed", "before_pruning")}
-        checkpoint.save(self.folder.checkpoints, self.carry, meta, name=f"{self.epoch:06d}-{self.step:06d}")
+        meta["ranks"] = measure.ranks(self.model, self._position)
+        steps = self.epoch * self.trainer.steps_per_epoch + self.step
+        checkpoint.save(checkpoint.step_path(self.folder.checkpoints, steps), self.carry, meta, keep=3)
+        self.saved = time.perf_counter()
 
-    def _restored(self, fresh: Carry) -> tuple[Carry, int, int]:
+    def _restore(self, fresh: Carry) -> None:
+        """Take up the last good checkpoint, or begin; either way the run can be resumed from now on."""
+        self.carry, self.epoch, self.step = fresh, 0, 0
         found = checkpoint.latest(self.folder.checkpoints)
         if found is None:
-            self.folder.truncate(0)
-            return fresh, 0, 0
-        carry, meta = checkpoint.load(found, template=fresh)
-        self.collapsed, self.before_pruning = meta["collapsed"], meta["before_pruning"]
-        self.folder.truncate(meta["epoch"])
-        return carry, meta["epoch"], meta["step"]
-
-
-class _StopFlag:
-    """Remembers the first SIGINT or SIGTERM; a second SIGINT stops at once."""
-
-    signal_number: int | None = None
-
-    def __enter__(self) -> _StopFlag:
-        self._before = {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        except ValueError:
-            pass  # not in the main thread: signals go where they went
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.signal_number is not None:
-            raise KeyboardInterrupt
-        self.signal_number = number
-
-
-def _stop_signals() -> _StopFlag:
-    return _StopFlag()
+            self._save()
+        else:
+            _, meta = checkpoint.load(found)
+            keep = {
+                layer: {bond: np.arange(rank) for bond, rank in bonds.items()} for layer, bonds in meta["ranks"].items()
+            }
+            cuts = self.model.cuts(self._position, keep)
+            template = jax.eval_shape(lambda carry: map_positions(carry, self._position, cuts), fresh)
+            carry, _ = checkpoint.load(found, template)
+            self.carry = jax.tree.map(jnp.asarray, carry)
+            self.epoch, self.step = meta["epoch"], meta["step"]
+            self.collapsed, self.before_pruning = meta["collapsed"], meta["before_pruning"]
+            self.saved = time.perf_counter()
+        self.folder.truncate_metrics(self.epoch * self.trainer.steps_per_epoch)
