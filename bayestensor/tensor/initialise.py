@@ -19,8 +19,8 @@ def core_variance(network: Network, variance: float) -> float:
     A tensor entry is a sum over `prod(bond sizes)` products of independent core entries, one a core. The same
     number is the prior's variance of a core entry where every scale is 1.
     """
-    if not variance > 0:
-        raise ValueError(f"the variance of a tensor entry must be positive, not {variance}")
+    if not 0 < variance < math.inf:
+        raise ValueError(f"the variance of a tensor entry must be positive and finite, not {variance}")
     log_terms = sum(math.log(size) for size in network.ranks.values())
     return math.exp((math.log(variance) - log_terms) / len(network.cores))
 
