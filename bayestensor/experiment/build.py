@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,46 +12,30 @@ import optax
 from flax import nnx
 
 from bayestensor.data.augment import shift_images
+from bayestensor.experiment.check import check
 from bayestensor.inference.base import Engine, Posterior
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
 from bayestensor.models.likelihoods import Categorical
 from bayestensor.models.neural import NeuralModel
 from bayestensor.nn.linear import MLP
 from bayestensor.priors import PRIORS
-from bayestensor.tensor.formats import FORMATS, matrix_shapes
-from bayestensor.tensor.network import Network
 from bayestensor.typing import Array, Key, Position
 
 if TYPE_CHECKING:
     from bayestensor.experiment.config import Config
 
 
-def layer_widths(config: Config, num_inputs: int, num_classes: int) -> list[tuple[int, int]]:
-    """(in, out) of each linear layer."""
-    widths = [num_inputs, *config.model.hidden, num_classes]
-    return list(itertools.pairwise(widths))
-
-
-def layer_networks(config: Config, num_inputs: int, num_classes: int) -> list[Network | tuple[int, int]]:
-    """What each layer's weight is: a network, or (in, out) where it is dense."""
-    section = config.model
-    widths = layer_widths(config, num_inputs, num_classes)
-    if section.format == "dense":
-        return list(widths)
-    layers: list[Network | tuple[int, int]] = []
-    for k, (fan_in, fan_out) in enumerate(widths):
-        cols, rows = section.shapes[k] if section.shapes else matrix_shapes(fan_out, fan_in)[::-1]
-        layers.append(FORMATS[section.format](rows, cols, section.rank))
-    return layers
-
-
-def mlp(config: Config, num_inputs: int, num_classes: int) -> Callable[[Key[Array, ""]], nnx.Module]:
+def mlp(config: Config) -> Callable[[Key[Array, ""]], nnx.Module]:
     """key -> the network of a config."""
-    layers = layer_networks(config, num_inputs, num_classes)
-    biases = [config.model.hidden_bias] * (len(layers) - 1) + [config.model.output_bias]
+    layers = check(config)
 
     def create(key: Key[Array, ""]) -> nnx.Module:
-        return MLP(layers, activation=config.model.activation, use_bias=biases, rngs=nnx.Rngs(key))
+        return MLP(
+            [layer.network or (layer.in_features, layer.out_features) for layer in layers],
+            activation=config.model.activation,
+            use_bias=[layer.bias for layer in layers],
+            rngs=nnx.Rngs(key),
+        )
 
     return create
 
@@ -63,9 +46,9 @@ def prior(config: Config) -> Any:
     return PRIORS[config.prior.name](**options)
 
 
-def neural_model(config: Config, num_inputs: int, num_classes: int) -> tuple[NeuralModel, Callable]:
+def neural_model(config: Config) -> tuple[NeuralModel, Callable]:
     """The model without arrays, and a compiled key -> initial position."""
-    create = mlp(config, num_inputs, num_classes)
+    create = mlp(config)
     # structure from an abstract run, arrays from one compiled call: an eager start compiles every draw by itself
     abstract = nnx.eval_shape(lambda: create(jax.random.key(0)))
     model = NeuralModel(abstract, prior(config), Categorical(), weight_sd=config.prior.bias_sd)

@@ -10,7 +10,7 @@ import numpy as np
 
 from bayestensor.experiment.model_file import layer_spec
 from bayestensor.inference.train import in_pieces
-from bayestensor.tensor.plan import matvec_flops
+from bayestensor.metrics.cost import matvec_flops
 from bayestensor.typing import Array, Position
 
 if TYPE_CHECKING:
@@ -55,23 +55,20 @@ def scales(position: Position) -> dict[str, dict[str, list[float]]]:
     }
 
 
-def layer_table(
-    model: NeuralModel, initial: dict[str, dict[str, int]], position: Position, widths: list[tuple[int, int]]
-) -> list[dict[str, Any]]:
+def layer_table(model: NeuralModel, initial: dict[str, dict[str, int]], position: Position) -> list[dict[str, Any]]:
     """Per linear layer: shape, and parameters and FLOPs (one input) dense, at first and now; biases included."""
     tensors = model.tensors(position)
     rows = []
-    for k, (fan_in, fan_out) in enumerate(widths):
+    for k, weights in position["weights"]["layers"].items():
         name = f"layers.{k}"
-        weights = position["weights"]["layers"][k]
+        fan_out, fan_in = tensors[name].network.matrix_shape if name in tensors else weights["kernel"].shape[::-1]
         now = sum(leaf.size for leaf in jax.tree.leaves(weights))
-        dense = fan_in * fan_out + fan_out
-        row = {"name": name, "shape": [fan_out, fan_in], "params_dense": dense, "params_final": now}
-        row |= {"params_initial": now, "flops_dense": 2 * fan_in * fan_out, "flops_final": 2 * fan_in * fan_out}
+        row = {"name": name, "shape": [fan_out, fan_in], "params_dense": fan_in * fan_out + fan_out}
+        row |= {"params_initial": now, "params_final": now}
+        row |= {"flops_dense": 2 * fan_in * fan_out, "flops_final": 2 * fan_in * fan_out}
         if name in tensors:
             network = tensors[name].network
-            first = network.resized(initial[name])
-            row["params_initial"] = now - network.num_parameters + first.num_parameters
+            row["params_initial"] += network.resized(initial[name]).num_parameters - network.num_parameters
             row["flops_final"] = matvec_flops(network, 1)
         rows.append(row)
     return rows

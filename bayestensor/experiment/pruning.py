@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from bayestensor.ranks import select
 from bayestensor.tensor.network import Factored, Network
-from bayestensor.tensor.plan import matvec_flops
+from bayestensor.metrics.cost import matvec_flops
 
 if TYPE_CHECKING:
     from bayestensor.experiment.config import Prune

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.data import load_dataset
+from bayestensor.data import load, scaling, split_indices
 from bayestensor.errors import RunError
 from bayestensor.experiment import build, folder, measure, model_file, pruning
-from bayestensor.experiment.config import Config
+from bayestensor.experiment.config import Config, Prune
 from bayestensor.experiment.progress import Progress, Silent
 from bayestensor.inference import checkpoint
 from bayestensor.inference.base import map_positions
@@ -47,10 +48,8 @@ class _Session:
     def __init__(self, config: Config, run_folder: folder.RunFolder, data_dir: Path | None, progress: Progress):
         self.config, self.folder, self.data_dir, self.progress = config, run_folder, data_dir, progress
         self.started = time.perf_counter()
-        self.data = load_dataset(config.data, data_dir, config.seed)
-        self.scale = build.scaler(self.data.shift, self.data.divisor)
-        self.widths = build.layer_widths(config, self.data.num_inputs, self.data.num_classes)
-        self.model, initial = build.neural_model(config, self.data.num_inputs, self.data.num_classes)
+        self._load_data()
+        self.model, initial = build.neural_model(config)
         start_key, train_key = jax.random.split(jax.random.key(config.seed))
         x, y = jnp.asarray(self.data.x_train), jnp.asarray(self.data.y_train)
         posterior = self.model.posterior(len(x))
@@ -64,6 +63,18 @@ class _Session:
         self.collapsed: list[str] = []
         self.before_pruning: dict[str, Any] | None = None  # what the first cut found
         self._restore(self.trainer.start(position))
+
+    def _load_data(self) -> None:
+        section = self.config.data
+        whole = load(section.name, self.data_dir)
+        self.held_out = None
+        self.data = whole
+        if section.validation:
+            kept, out = split_indices(whole.y_train, section.validation, self.config.seed)
+            self.held_out = (jnp.asarray(whole.x_train[out]), whole.y_train[out])
+            self.data = replace(whole, x_train=whole.x_train[kept], y_train=whole.y_train[kept])
+        self.shift, self.divisor = scaling(self.data, section.scaling)
+        self.scale = build.scaler(self.shift, self.divisor)
 
     # --- training ---------------------------------------------------------------------------------------------
 
@@ -145,11 +156,10 @@ class _Session:
     def _measured(self) -> dict[str, Any]:
         position = self._position
         found: dict[str, Any] = {"validation_accuracy": None, "validation_nll": None}
-        if len(self.data.x_validation):
-            log_p = self.predict(position, self.data.x_validation)
-            found["validation_accuracy"], found["validation_nll"] = measure.accuracy_and_nll(
-                log_p, self.data.y_validation
-            )
+        if self.held_out is not None:
+            x, labels = self.held_out
+            log_p = self.predict(position, x)
+            found["validation_accuracy"], found["validation_nll"] = measure.accuracy_and_nll(log_p, labels)
         log_p = self.predict(position, self.data.x_test)
         found["test_accuracy"], found["test_nll"] = measure.accuracy_and_nll(log_p, self.data.y_test)
         found["num_parameters"] = measure.num_weights(position)
@@ -162,7 +172,8 @@ class _Session:
         position = self._position
         spec, arrays = self._model_file(position)
         model_file.save_model(self.folder.model_stem, spec, arrays)
-        dense = sum(fan_in * fan_out + fan_out for fan_in, fan_out in self.widths)
+        layers = measure.layer_table(self.model, self.initial_ranks, position)
+        dense = sum(layer["params_dense"] for layer in layers)
         final = measure.num_weights(position)
         summary = {
             "name": self.config.name,
@@ -179,7 +190,7 @@ class _Session:
             "compile_seconds": self.trainer.compile_seconds,
             "first_step_seconds": self.first_step_seconds,
             "model_bytes": self.folder.model_stem.with_suffix(".npz").stat().st_size,
-            "layers": measure.layer_table(self.model, self.initial_ranks, position, self.widths),
+            "layers": layers,
             "collapsed": self.collapsed,
             "before_pruning": self.before_pruning,
             "dense_twin": self._dense_twin(),
@@ -196,15 +207,15 @@ class _Session:
             "test_accuracy": accuracy,
             "test_nll": nll,
             "test_ece": classification.expected_calibration_error(probabilities, labels),
-            "test_brier": classification.brier_score(probabilities, labels),
+            "test_brier": classification.brier(probabilities, labels),
             "confusion": classification.confusion_matrix(probabilities, labels).tolist(),
-            "reliability": classification.reliability(probabilities, labels),
+            "reliability": _plain(classification.reliability(probabilities, labels)),
         }
 
     def _model_file(self, position: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         layers, arrays = measure.model_layers(self.model, position, self.config.model.activation)
         data = self.data
-        return model_file.model_spec(layers, data.input_shape, data.num_classes, data.shift, data.divisor), arrays
+        return model_file.model_spec(layers, data.input_shape, data.num_classes, self.shift, self.divisor), arrays
 
     def _dense_twin(self) -> dict[str, Any] | None:
         """The same run without tensor networks, in a run folder of its own inside this one."""
@@ -215,7 +226,7 @@ class _Session:
         if twin.exists():
             summary = resume(twin, self.data_dir, self.progress)
         else:
-            summary = run(self.config.dense(), twin, self.data_dir, self.progress)
+            summary = run(dense_config(self.config), twin, self.data_dir, self.progress)
         kept = ("test_accuracy", "test_nll", "test_ece", "train_seconds")
         return {name: summary[name] for name in kept} | {"params": summary["params_final"]}
 
@@ -247,3 +258,17 @@ class _Session:
             self.collapsed, self.before_pruning = meta["collapsed"], meta["before_pruning"]
             self.saved = time.perf_counter()
         self.folder.truncate_metrics(self.epoch * self.trainer.steps_per_epoch)
+
+
+def dense_config(config: Config) -> Config:
+    """The dense twin of a config: the same data, schedule and optimiser, ordinary layers with biases, no pruning."""
+    model = config.model.model_copy(
+        update={"format": "dense", "shapes": None, "hidden_bias": True, "output_bias": True}
+    )
+    name = f"{config.name}-dense"
+    return config.model_copy(update={"name": name, "model": model, "prune": Prune(), "dense_twin": False})
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    """A named tuple of arrays as JSON has it."""
+    return {name: np.asarray(value).tolist() for name, value in record._asdict().items()}
