@@ -98,7 +98,7 @@ def test_reliability_counts_every_datum_once_edges_included():
         (PROBS, LABELS - 1, "from 0 to 3"),
         (PROBS, LABELS.astype(float), "whole numbers"),
         (3 * PROBS, LABELS, "logits"),
-        (np.where(PROBS == PROBS.max(), np.nan, PROBS), LABELS, "sum to 1"),
+        (np.where(PROBS.max() == PROBS, np.nan, PROBS), LABELS, "sum to 1"),
         (PROBS[:0], LABELS[:0], "n > 0"),
     ],
 )
