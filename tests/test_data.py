@@ -71,7 +71,7 @@ def one_line(error):
 @pytest.mark.parametrize(("packed", "nested"), list(product([True, False], [True, False])))
 def test_reads_both_layouts_plain_and_gz(tmp_path, packed, nested):
     write(tmp_path / "mnist" if nested else tmp_path, packed)
-    loaded = data.load("mnist", tmp_path)
+    loaded = data.load_dataset("mnist", tmp_path)
     for role, array in ARRAYS.items():
         np.testing.assert_array_equal(getattr(loaded, role), array)
     assert loaded.input_shape == (3, 3)
@@ -81,22 +81,22 @@ def test_reads_both_layouts_plain_and_gz(tmp_path, packed, nested):
 def test_folder_comes_from_the_argument_then_the_environment(tmp_path, monkeypatch):
     write(tmp_path / "there")
     monkeypatch.setenv(files.ENVIRONMENT, str(tmp_path / "there"))
-    assert data.load("mnist").name == "mnist"
+    assert data.load_dataset("mnist").name == "mnist"
     with pytest.raises(DataError, match="missing"):
-        data.load("mnist", tmp_path / "elsewhere")
+        data.load_dataset("mnist", tmp_path / "elsewhere")
 
 
 def test_a_gz_packed_by_someone_else_is_as_good(tmp_path):
     write(tmp_path, x_train=gzip.compress(PLAIN["x_train"], compresslevel=1, mtime=77))
-    np.testing.assert_array_equal(data.load("mnist", tmp_path).x_train, ARRAYS["x_train"])
+    np.testing.assert_array_equal(data.load_dataset("mnist", tmp_path).x_train, ARRAYS["x_train"])
 
 
 def test_fashion_mnist_has_a_folder_and_a_table_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "FASHION_MNIST", TABLE)
     write(tmp_path / "fashion-mnist")
-    assert data.load("fashion_mnist", tmp_path).name == "fashion_mnist"
+    assert data.load_dataset("fashion_mnist", tmp_path).name == "fashion_mnist"
     with pytest.raises(DataError, match="missing"):
-        data.load("mnist", tmp_path)
+        data.load_dataset("mnist", tmp_path)
 
 
 def flipped(content, at=-20):
@@ -130,7 +130,7 @@ def test_damage_is_named_in_one_line(tmp_path, name):
     packed, content, reason = DAMAGE[name]
     write(tmp_path, packed, x_train=content)
     with pytest.raises(DataError, match=reason) as error:
-        data.load("mnist", tmp_path)
+        data.load_dataset("mnist", tmp_path)
     message = one_line(error)
     assert str(tmp_path / TABLE["x_train"].name) in message
     assert "expected" in message
@@ -142,7 +142,7 @@ def test_every_single_bit_flip_of_a_small_file_is_refused(tmp_path):
     for at in range(len(PLAIN["y_test"])):
         write(tmp_path, packed=False, y_test=flipped(PLAIN["y_test"], at))
         with pytest.raises(DataError):
-            data.load("mnist", tmp_path)
+            data.load_dataset("mnist", tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -150,7 +150,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
     write(tmp_path)
     (tmp_path / "train-images-idx3-ubyte.gz").chmod(0)
     with pytest.raises(DataError, match="cannot be read"):
-        data.load("mnist", tmp_path)
+        data.load_dataset("mnist", tmp_path)
 
 
 # --- downloading -----------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
 def test_no_network_says_which_files_to_put_where(tmp_path):
     write(tmp_path / "mnist", x_train=None, y_test=None)
     with pytest.raises(DataError) as error:
-        data.load("mnist", tmp_path)
+        data.load_dataset("mnist", tmp_path)
     message = one_line(error)
     assert "train-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz" in message
     assert "train-labels" not in message
@@ -179,7 +179,7 @@ def test_only_what_is_missing_is_downloaded_and_it_is_verified(tmp_path, monkeyp
 
     monkeypatch.setattr(files, "retrieve", network)
     write(tmp_path, x_test=None)
-    np.testing.assert_array_equal(data.load("mnist", tmp_path).x_test, ARRAYS["x_test"])
+    np.testing.assert_array_equal(data.load_dataset("mnist", tmp_path).x_test, ARRAYS["x_test"])
     assert asked == [images.MNIST_MIRROR + "t10k-images-idx3-ubyte.gz"]
 
 
@@ -208,18 +208,20 @@ def test_retrieve_checks_and_moves_into_place(tmp_path, monkeypatch):
 def test_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
 
-    ours, theirs = data.load("digits"), load_digits()
+    ours, theirs = data.load_dataset("digits"), load_digits()
     assert (len(ours.x_train), len(ours.x_test)) == (1437, 360)
     pairs = {(x.tobytes(), int(y)) for x, y in zip(theirs.images.astype(np.uint8), theirs.target, strict=True)}
     both = zip(np.concatenate([ours.x_train, ours.x_test]), np.concatenate([ours.y_train, ours.y_test]), strict=True)
     assert {(x.tobytes(), int(y)) for x, y in both} == pairs
     assert (np.bincount(ours.y_test) >= 34).all()
-    np.testing.assert_array_equal(data.load("digits").y_test, ours.y_test)
+    np.testing.assert_array_equal(data.load_dataset("digits").y_test, ours.y_test)
 
 
 def test_loading_digits_imports_neither_jax_nor_scikit_learn():
     # a first training step has two seconds: a second of them would go to sklearn.datasets
-    script = "import sys; from bayestensor import data; data.load('digits'); print({*sys.argv} & {*sys.modules})"
+    script = (
+        "import sys; from bayestensor import data; data.load_dataset('digits'); print({*sys.argv} & {*sys.modules})"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script, "jax", "sklearn", "pooch"], capture_output=True, text=True, check=True
     )
@@ -228,7 +230,7 @@ def test_loading_digits_imports_neither_jax_nor_scikit_learn():
 
 def test_unknown_set_lists_the_known():
     with pytest.raises(ValueError, match="no data set 'cifar'; there are digits, mnist, fashion_mnist"):
-        data.load("cifar")
+        data.load_dataset("cifar")
 
 
 REAL, PUBLISHED = os.environ.get(files.ENVIRONMENT), images.MNIST  # read before the fixture hides them
@@ -238,7 +240,7 @@ REAL, PUBLISHED = os.environ.get(files.ENVIRONMENT), images.MNIST  # read before
 @pytest.mark.parametrize(("name", "mean"), [("mnist", 0.1307), ("fashion_mnist", 0.2860)])
 def test_real_files(monkeypatch, name, mean):
     monkeypatch.setattr(images, "MNIST", PUBLISHED)
-    loaded = data.load(name, REAL)
+    loaded = data.load_dataset(name, REAL)
     assert loaded.x_train.shape == (60000, 28, 28)
     assert loaded.x_test.shape == (10000, 28, 28)
     assert (np.unique(loaded.y_test) == np.arange(10)).all()

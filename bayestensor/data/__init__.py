@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bayestensor.data.base import SCALINGS, DataError, Dataset, hold_out, scaled, split_indices
+from bayestensor.data.base import SCALINGS, DataError, Dataset, hold_out, scaled, scaling, split_indices
 from bayestensor.data.digits import load_digits
 from bayestensor.data.images import load_fashion_mnist, load_mnist
 
-__all__ = ["DATASETS", "SCALINGS", "DataError", "Dataset", "hold_out", "load", "scaled", "split_indices"]
+__all__ = [
+    "DATASETS",
+    "SCALINGS",
+    "DataError",
+    "Dataset",
+    "hold_out",
+    "load_dataset",
+    "scaled",
+    "scaling",
+    "split_indices",
+]
 
 DATASETS: dict[str, Callable[[str | Path | None], Dataset]] = {
     "digits": load_digits,
@@ -18,7 +28,7 @@ DATASETS: dict[str, Callable[[str | Path | None], Dataset]] = {
 }
 
 
-def load(name: str, data_dir: str | Path | None = None) -> Dataset:
+def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
     """A data set by name, raw; see `scaled` and `hold_out`.
 
     Raises:

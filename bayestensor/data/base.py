@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["SCALINGS", "DataError", "Dataset", "hold_out", "scaled", "split_indices"]
+from bayestensor.errors import DataError
+
+__all__ = ["SCALINGS", "DataError", "Dataset", "hold_out", "scaled", "scaling", "split_indices"]
 
 SCALINGS = ("unit", "signed", "standard")
-
-
-class DataError(ValueError):
-    """A data file is missing, damaged, or not what it should be; one line that names it and says the way out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +32,8 @@ class Dataset:
         return self.x_train.shape[1:]
 
 
-def scaled(data: Dataset, how: str = "unit") -> Dataset:
-    """Features as float32 on another scale; the test part never enters the constants.
+def scaling(data: Dataset, how: str = "unit") -> tuple[float, float]:
+    """(shift, scale) of `(x - shift) / scale`; the test part never enters them.
 
     Args:
         data: raw features, from 0 to `data.highest`.
@@ -43,13 +41,17 @@ def scaled(data: Dataset, how: str = "unit") -> Dataset:
             mean and sd of all training values.
     """
     if how == "unit":
-        shift, scale = 0.0, data.highest
-    elif how == "signed":
-        shift, scale = data.highest / 2, data.highest / 2
-    elif how == "standard":
-        shift, scale = _moments(data.x_train)
-    else:
-        raise ValueError(f"scaling is {how!r}; one of {', '.join(SCALINGS)} is needed")
+        return 0.0, data.highest
+    if how == "signed":
+        return data.highest / 2, data.highest / 2
+    if how == "standard":
+        return _moments(data.x_train)
+    raise ValueError(f"scaling is {how!r}; one of {', '.join(SCALINGS)} is needed")
+
+
+def scaled(data: Dataset, how: str = "unit") -> Dataset:
+    """Features as float32 on another scale (see `scaling`)."""
+    shift, scale = scaling(data, how)
 
     def apply(x: np.ndarray) -> np.ndarray:
         out = np.divide(x, np.float32(scale), dtype=np.float32)

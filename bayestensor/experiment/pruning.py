@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from bayestensor.metrics.cost import matvec_flops
 from bayestensor.ranks import select
 from bayestensor.tensor.network import Factored, Network
-from bayestensor.metrics.cost import matvec_flops
 
 if TYPE_CHECKING:
     from bayestensor.experiment.config import Prune

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.data import load, scaling, split_indices
+from bayestensor.data import load_dataset, scaling, split_indices
 from bayestensor.errors import RunError
 from bayestensor.experiment import build, folder, measure, model_file, pruning
 from bayestensor.experiment.config import Config, Prune
@@ -66,7 +66,7 @@ class _Session:
 
     def _load_data(self) -> None:
         section = self.config.data
-        whole = load(section.name, self.data_dir)
+        whole = load_dataset(section.name, self.data_dir)
         self.held_out = None
         self.data = whole
         if section.validation:
