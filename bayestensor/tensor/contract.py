@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 
+from bayestensor.tensor.lower import BATCH, Step, lower
 from bayestensor.tensor.network import Factored, Network
-from bayestensor.tensor.plan import contraction_path
+from bayestensor.tensor.paths import contraction_path
+from bayestensor.tensor.plan import Plan, check_plan, plan_matvec
 from bayestensor.typing import Array, Float, Int
 
 Term: TypeAlias = tuple[Array, tuple[str, ...]]  # an array and the names of its axes
@@ -41,20 +44,62 @@ def matrix(tensor: Factored) -> Float[Array, "rows cols"]:
     return dense(tensor).reshape(tensor.network.matrix_shape)
 
 
-def matvec(tensor: Factored, x: Float[Array, "*batch cols"]) -> Float[Array, "*batch rows"]:
-    """`y[..., i] = sum_j X[i, j] x[..., j]` without forming X.
+def matvec(tensor: Factored, x: Float[Array, "*batch cols"], plan: Plan | None = None) -> Float[Array, "*batch rows"]:
+    """`y[..., i] = sum_j X[i, j] x[..., j]`, by the plan or else by the one counted cheapest for this batch.
 
     Raises:
-        ValueError: the last axis of x is not the product of the column sizes.
+        ValueError: the last axis of x is not the product of the column sizes, or the plan is for another network.
     """
     network = tensor.network
     rows, cols = network.matrix_shape
     if x.shape[-1:] != (cols,):
         raise ValueError(f"x has shape {x.shape}; its last axis must be {cols}, the product of the column sizes")
-    batch = x.shape[:-1]
-    split = x.reshape(math.prod(batch), *(network.size[leg] for leg in network.cols))
-    y = contract([(split, ("batch", *network.cols)), *_core_terms(tensor)], ("batch", *network.rows))
-    return y.reshape(*batch, rows)
+    batch = math.prod(x.shape[:-1])
+    if plan is None:
+        plan = plan_matvec(network, max(batch, 1), itemsize=x.dtype.itemsize)
+    check_plan(plan, network)
+    steps = lower(network, plan.groups, plan.batch_last)
+    factors = [contract([(tensor.cores[n], network.core[n].legs) for n in s.group], s.factor) for s in steps]
+
+    def product(factors: list[Array], part: Array) -> Array:
+        return _chain(network, steps, factors, part)
+
+    flat = x.reshape(batch, cols)
+    if plan.rematerialise:
+        product = jax.checkpoint(product, prevent_cse=plan.tile is None)
+    if plan.tile is None or plan.tile >= batch or batch % plan.tile:
+        y = product(factors, flat)
+    else:
+        tiles = flat.reshape(batch // plan.tile, plan.tile, cols)
+        y = jax.lax.map(lambda part: product(factors, part), tiles)
+    return y.reshape(*x.shape[:-1], rows)
+
+
+def _chain(network: Network, steps: Sequence[Step], factors: Sequence[Array], x: Array) -> Array:
+    """x[batch, cols] through the steps of a plan, factors at hand."""
+    size = network.size | {BATCH: x.shape[0]}
+    held = x if steps[0].source[0] == BATCH else x.T
+    for step, factor in zip(steps, factors, strict=True):
+        held = _step(step, factor, held, size)
+    result, wanted, rows = steps[-1].result, (BATCH, *network.rows), network.matrix_shape[0]
+    if result == (*network.rows, BATCH):
+        return held.reshape(rows, x.shape[0]).T
+    shaped = held.reshape([size[leg] for leg in result])
+    return shaped.transpose([result.index(leg) for leg in wanted]).reshape(x.shape[0], rows)
+
+
+def _step(step: Step, factor: Array, held: Array, size: Mapping[str, int]) -> Array:
+    if step.kind == "general":
+        return contract(
+            [(held.reshape([size[leg] for leg in step.source]), step.source), (factor, step.factor)], step.result
+        )
+    p, k, q, m = step.sizes(size)
+    matrix = factor.reshape(m, k)
+    if step.kind == "front":
+        return matrix @ held.reshape(k, q)
+    if step.kind == "back":
+        return held.reshape(p, k) @ matrix.T
+    return jnp.broadcast_to(matrix, (p, m, k)) @ held.reshape(p, k, q)
 
 
 def rows(tensor: Factored, index: Int[Array, "*batch"]) -> Float[Array, "*batch cols"]:
