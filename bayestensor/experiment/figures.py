@@ -24,36 +24,33 @@ def style():
     """The context in which figures are made and saved."""
     from matplotlib import rc_context
 
-    sides = {f"axes.spines.{side}": False for side in ("top", "right")}
-    inks = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK)
-    muted = dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), MUTED)
-    return rc_context(
-        {
-            "font.size": 9,
-            "axes.titlesize": 9,
-            "axes.titlelocation": "left",
-            "axes.linewidth": 0.7,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": GRID,
-            "grid.linewidth": 0.6,
-            "lines.linewidth": 1.5,
-            "legend.frameon": False,
-            "legend.fontsize": 8,
-            "figure.facecolor": "none",
-            "axes.facecolor": "none",
-            "savefig.facecolor": "none",
-            "svg.fonttype": "none",  # text stays text
-            "svg.hashsalt": "bayestensor",  # the same run gives the same file
-            "text.parse_math": False,  # a name may hold a dollar sign
-        }
-        | sides
-        | inks
-        | muted
-    )
+    settings: Any = {
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.titlelocation": "left",
+        "axes.linewidth": 0.7,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": GRID,
+        "grid.linewidth": 0.6,
+        "lines.linewidth": 1.5,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": "bayestensor",  # the same run gives the same file
+        "text.parse_math": False,  # a name may hold a dollar sign
+    }
+    settings |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK)
+    settings |= dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), MUTED)
+    return rc_context(settings)
 
 
-def line_style(k: int) -> dict[str, str]:
+def line_style(k: int) -> dict[str, Any]:
     """Colour and dash of the k-th line."""
     return {"color": PALETTE[k % len(PALETTE)], "linestyle": LINES[k // len(PALETTE) % len(LINES)]}
 
@@ -124,7 +121,12 @@ def accuracy_against_parameters(
         if name in dense:
             size, accuracy = dense[name]
             alone = len(set(dense.values())) == 1
-            square = {"color": INK if alone else colour, "markersize": 7, "fillstyle": "none", "linestyle": ""}
+            square: dict[str, Any] = {
+                "color": INK if alone else colour,
+                "markersize": 7,
+                "fillstyle": "none",
+                "linestyle": "",
+            }
             axes.plot([size], [100 * accuracy], "s", label=labels.pop("s", None), **square)
             shown.append(100 * accuracy)
     axes.set_xscale("log")

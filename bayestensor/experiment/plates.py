@@ -145,7 +145,7 @@ def _ranks(run: RunRecord) -> Plate | None:
             sizes = {bond: [first[layer].get(bond), *values] for bond, values in sizes.items()}
         figures.ranks_over_time(axes, epochs, sizes)
         axes.set_title(figures.short(layer, 40))
-    caption = "Indices left of every bond." + _left_out(shown, layers, "layers")
+    caption = "Indices left of every bond." + _left_out(shown, list(layers), "layers")
     return Plate("ranks", "Ranks over time", caption, figure, wide=len(shown) > 1)
 
 

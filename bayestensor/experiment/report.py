@@ -242,7 +242,7 @@ def _drawn(plate: Plate, prefix: str) -> dict[str, Any]:
     from markupsafe import Markup
 
     width = round(96 * plate.figure.get_figwidth())
-    svg = Markup(inline_svg(plate.figure, f"{prefix}-{plate.name}-"))  # noqa: S704 (matplotlib escaped its text)
+    svg = Markup(inline_svg(plate.figure, f"{prefix}-{plate.name}-"))  # matplotlib escaped its text
     return {"title": plate.title, "caption": plate.caption, "svg": svg, "width": width, "wide": plate.wide}
 
 
