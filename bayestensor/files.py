@@ -21,9 +21,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}; free space or choose another folder") from (
-            None
-        )
+        raise RunError(
+            f"{path}: cannot be written: {error.strerror or error}; free space or choose another folder"
+        ) from (None)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def check(config: Config) -> tuple[Layer, ...]:
     _refuse(problems(config))
     layers, found = [], []
     widths = layer_widths(config)
-    for k, pair in enumerate(zip(widths, widths[1:], strict=False)):
+    for k, pair in enumerate(itertools.pairwise(widths)):
         try:
             layers.append(_layer(config, k, *pair))
         except ValueError as error:
@@ -152,7 +153,9 @@ def _time_problems(config: Config) -> list[str]:
     if list(cuts) != sorted(set(cuts)):
         found.append(f"prune.epochs: given {list(cuts)}; expected rising epochs, each once")
     if cuts and max(cuts) >= epochs:
-        found.append(f"prune.epochs: given {max(cuts)}; expected below train.epochs = {epochs}, so that training goes on")
+        found.append(
+            f"prune.epochs: given {max(cuts)}; expected below train.epochs = {epochs}, so that training goes on"
+        )
     if engine.warmup_epochs + engine.ramp_epochs > epochs:
         total = engine.warmup_epochs + engine.ramp_epochs
         found.append(

@@ -63,7 +63,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = Path(path)
     raw = yaml_io.parse(read_text(path), str(path))
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping with keys {', '.join(Config.model_fields)}, not {messages.given(raw)}")
+        raise ConfigError(
+            f"{path}: expected a mapping with keys {', '.join(Config.model_fields)}, not {messages.given(raw)}"
+        )
     for text in overrides:
         override(raw, text)
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem).lstrip("._-")[:100]
@@ -134,13 +136,23 @@ def override(raw: dict[str, Any], text: str) -> None:
         else:
             index = part
             if not last and here.get(part) is None:
-                here[part] = {}
+                here[part] = _default_at(raw, tuple(parts[: depth + 1]))
         if last:
             here[index] = new
         elif not isinstance(here[index], (dict, list)):
             raise ConfigError(f"override {text!r}: {'.'.join(parts[: depth + 1])} is {here[index]!r}, not a section")
         else:
             here = here[index]
+
+
+def _default_at(raw: dict[str, Any], path: tuple[str, ...]) -> Any:
+    """What an override enters where the file says nothing: the default's name, or the default list."""
+    section = messages.section_at(Config, raw, path[:-1])
+    field = section.model_fields.get(path[-1]) if section else None
+    default = field.default if field else None
+    if isinstance(default, Section):
+        return {"name": default.name} if hasattr(default, "name") else {}
+    return _thawed(default) if isinstance(default, tuple) else {}
 
 
 def _frozen(data: Any) -> Any:

@@ -104,7 +104,7 @@ class RunFolder:
         return records
 
     def truncate_metrics(self, step: int) -> None:
-        """Drop every record after `step`, so that a resumed run writes them again."""
+        """Drop every record after `step`, and a line cut short, so that a resumed run writes them again."""
         kept = [record for record in self.metrics() if record["step"] <= step]
         write_atomically(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
@@ -212,7 +212,9 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy inside someone's repository is not it
+        git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # an installed copy inside someone's repository is not it
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None

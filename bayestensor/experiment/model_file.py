@@ -69,7 +69,7 @@ def save_model(stem: str | Path, spec: Mapping[str, Any], arrays: Mapping[str, A
     stem = Path(stem)
     _fit(stem.with_suffix(".npz"), spec, arrays)
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, allow_pickle=False, **arrays)
     write_atomically(stem.with_suffix(".npz"), buffer.getvalue())
     write_atomically(stem.with_suffix(".json"), (json.dumps(spec, indent=1, allow_nan=False) + "\n").encode())
 

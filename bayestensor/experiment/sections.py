@@ -75,7 +75,16 @@ def _rank(value: Any) -> Any:
 
 Rank: TypeAlias = Annotated[int | Literal["full"] | dict[str, int], BeforeValidator(_rank)]
 Modes: TypeAlias = Annotated[tuple[Count, ...], Field(min_length=1)]
-FORMAT_NAMES = ("dense", "cp", "tucker", "tensor_train", "tt_matrix", "tensor_ring", "block_term", "hierarchical_tucker")
+FORMAT_NAMES = (
+    "dense",
+    "cp",
+    "tucker",
+    "tensor_train",
+    "tt_matrix",
+    "tensor_ring",
+    "block_term",
+    "hierarchical_tucker",
+)
 
 
 class Mlp(Section):
