@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,12 @@ def run(config: Path, overrides: tuple[str, ...], out: Path | None, data_dir: Pa
 
         settings = load(config, overrides)
         out = vacant(out or _fresh(Path("runs"), settings.name))
-        from bayestensor.experiment.check import check
-        from bayestensor.experiment.progress import Progress
+        from bayestensor.experiment.check import check as check_config
+        from bayestensor.experiment.console import Console
         from bayestensor.experiment.run import run as train
 
-        check(settings)
-        with _resumable(out), Progress(settings.train.epochs) as progress:
+        check_config(settings)
+        with _resumable(out), Console() as progress:
             summary = train(settings, out, data_dir, progress=progress)
         _finished(out, summary)
 
@@ -65,11 +65,11 @@ def resume(run_dir: Path) -> None:
     with _one_line_errors():
         from bayestensor.experiment.folder import open_run
 
-        settings = open_run(run_dir).config()
-        from bayestensor.experiment.progress import Progress
+        open_run(run_dir)
+        from bayestensor.experiment.console import Console
         from bayestensor.experiment.run import resume as go_on
 
-        with _resumable(run_dir), Progress(settings.train.epochs) as progress:
+        with _resumable(run_dir), Console() as progress:
             summary = go_on(run_dir, progress=progress)
         _finished(run_dir, summary)
 
@@ -174,8 +174,8 @@ def _fresh(parent: Path, name: str) -> Path:
     return path
 
 
-def _finished(out: Path, summary: Mapping[str, Any]) -> None:
-    from bayestensor.experiment.tables import summary_table
+def _finished(out: Path, summary: dict[str, Any]) -> None:
+    from bayestensor.experiment.console import summary_table
 
     _print(summary_table(summary))
     if (out / "report.html").is_file():

@@ -291,6 +291,7 @@ def test_check_refuses_ranks_the_layers_cannot_have(good, rank, fragments):
 # --- optimisers -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promoting  # Optax's bias correction
 @pytest.mark.parametrize("name", engines.OPTIMIZER_OPTIONS)
 def test_optimisers_agree_with_optax_and_descend(name):
     import jax

@@ -21,6 +21,7 @@ class Train(Section):
     epochs: Count = 40
     batch_size: Count = 128
     evaluate_every: Count = 1  # epochs
+    shift_pixels: Annotated[int, Field(ge=0, le=8)] = 0  # images move by up to this much, a fresh draw a step
 
 
 class Prune(Section):

@@ -1,9 +1,8 @@
-"""Tables for the terminal."""
+"""What `check` prints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
@@ -36,24 +35,6 @@ def layer_table(config: Config, layers: Sequence[Layer]) -> Table:
     dense = sum(layer.dense_parameters for layer in layers)
     start = sum(layer.parameters for layer in layers)
     table.add_row("all", "", "", "", *_figures(dense, start, sum(flops), sum(dense_flops)))
-    return table
-
-
-def summary_table(summary: Mapping[str, Any]) -> Table:
-    """Dense twin, before and after: parameters, compression, test accuracy."""
-    table = Table()
-    table.add_column("")
-    for heading in ("parameters", "compression", "test accuracy"):
-        table.add_column(heading, justify="right")
-    dense = summary["params_dense"]
-    rows = (
-        ("dense", dense, summary.get("dense_test_accuracy")),
-        ("before", summary["params_initial"], None),
-        ("after", summary["params_final"], summary["test_accuracy"]),
-    )
-    for name, parameters, accuracy in rows:
-        shown = "" if accuracy is None else f"{100 * accuracy:.2f} %"
-        table.add_row(name, f"{parameters:,}", f"{dense / max(parameters, 1):.1f}x", shown)
     return table
 
 

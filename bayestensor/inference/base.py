@@ -58,3 +58,26 @@ def all_finite(tree: Any) -> Scalar:
     """Whether every float of a pytree is finite."""
     leaves = [x for x in jax.tree.leaves(tree) if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact)]
     return jax.numpy.stack([jax.numpy.isfinite(x).all() for x in leaves]).all()
+
+
+def map_positions(state: Any, position: Position, functions: Any) -> Any:
+    """Apply a tree of functions, shaped like the position, to every part of an engine's state that is so shaped.
+
+    Positions, momenta, gradient moments and stacks of particles are all changed alike, so that surgery cuts the
+    state along with the model and resets nothing.
+
+    Args:
+        state: any engine's state.
+        position: the engine's present position, for its structure.
+        functions: functions array -> array in that structure.
+    """
+    structure = jax.tree.structure(position)
+
+    def alike(part: Any) -> bool:
+        return jax.tree.structure(part) == structure
+
+    return jax.tree.map(
+        lambda part: jax.tree.map(lambda array, f: f(array), part, functions) if alike(part) else part,
+        state,
+        is_leaf=alike,
+    )

@@ -49,8 +49,8 @@ def matvec(tensor: Factored, x: Float[Array, "*batch cols"]) -> Float[Array, "*b
     """
     network = tensor.network
     rows, cols = network.matrix_shape
-    if x.shape[-1] != cols:
-        raise ValueError(f"x has last axis {x.shape[-1]}; the columns of this network multiply to {cols}")
+    if x.shape[-1:] != (cols,):
+        raise ValueError(f"x has shape {x.shape}; its last axis must be {cols}, the product of the column sizes")
     batch = x.shape[:-1]
     split = x.reshape(math.prod(batch), *(network.size[leg] for leg in network.cols))
     y = contract([(split, ("batch", *network.cols)), *_core_terms(tensor)], ("batch", *network.rows))
@@ -63,7 +63,7 @@ def rows(tensor: Factored, index: Int[Array, "*batch"]) -> Float[Array, "*batch 
     sizes = tuple(network.size[leg] for leg in network.rows)
     flat = index.reshape(-1)
     at = dict(zip(network.rows, jnp.unravel_index(flat, sizes), strict=True))
-    out = contract(_gathered(tensor, at), ("batch", *network.cols))
+    out = contract(_gathered(tensor, at, flat.size), ("batch", *network.cols))
     return out.reshape(*index.shape, network.matrix_shape[1])
 
 
@@ -76,12 +76,15 @@ def entries(tensor: Factored, coords: Int[Array, "n modes"]) -> Float[Array, "n"
     modes = tensor.network.modes
     if coords.ndim != 2 or coords.shape[1] != len(modes):
         raise ValueError(f"coords has shape {coords.shape}; one column for each of the {len(modes)} modes is needed")
-    return contract(_gathered(tensor, {leg: coords[:, k] for k, leg in enumerate(modes)}), ("batch",))
+    at = {leg: coords[:, k] for k, leg in enumerate(modes)}
+    return contract(_gathered(tensor, at, len(coords)), ("batch",))
 
 
-def _gathered(tensor: Factored, at: Mapping[str, Array]) -> list[Term]:
+def _gathered(tensor: Factored, at: Mapping[str, Array], batch: int) -> list[Term]:
     """Core terms with the modes in `at` replaced by a common leading axis `batch`."""
-    terms = []
+    terms: list[Term] = []
+    if not at:  # nothing to gather: the same for the whole batch
+        terms.append((jnp.ones(batch, jnp.result_type(*tensor.cores.values())), ("batch",)))
     for array, legs in _core_terms(tensor):
         picked = [leg for leg in legs if leg in at]
         if not picked:
@@ -94,12 +97,24 @@ def _gathered(tensor: Factored, at: Mapping[str, Array]) -> list[Term]:
 
 
 def inner(a: Factored, b: Factored) -> Float[Array, ""]:
-    """`<A, B> = sum_x A[x] B[x]`, the two networks joined at their modes."""
+    """`<A, B> = sum_x A[x] B[x]`, the two networks joined at their modes.
+
+    Raises:
+        ValueError: the modes or their sizes differ.
+    """
+    if (a.network.modes, a.network.shape) != (b.network.modes, b.network.shape):
+        of_a, of_b = (dict(zip(t.network.modes, t.network.shape, strict=True)) for t in (a, b))
+        raise ValueError(f"tensors with modes {of_a} and {of_b} have no inner product; their modes must agree")
     return contract([*_core_terms(a), *_renamed(b, keep=a.network.modes)], ())
 
 
 def slice_norms(tensor: Factored, bond: str) -> Float[Array, "rank"]:
-    """`||X restricted to bond = r||` for each r: the norm lost if index r goes, X contracted with itself."""
+    """`||X restricted to bond = r||` for each r: the norm lost if index r goes, X contracted with itself.
+
+    Raises:
+        ValueError: `bond` is no bond of the network.
+    """
+    tensor.network.check_bond(bond)
     return jnp.sqrt(jnp.maximum(_squared_slices(tensor, bond), 0))
 
 
@@ -137,9 +152,10 @@ def bond_energy(
         variance: sigma_core^2.
 
     Raises:
-        ValueError: a core is shrunk by `bond` more than once, so that no single D and M exist.
+        ValueError: `bond` is no bond, or a core is shrunk by it more than once, so that no single D and M exist.
     """
-    energy = jnp.zeros(network.size[bond])
+    network.check_bond(bond)
+    energy = jnp.zeros(network.size[bond], jnp.result_type(*cores.values()))
     for core in network.cores:
         shrunk_by = network.shrunk_by(core.name)
         times = shrunk_by.count(bond)
