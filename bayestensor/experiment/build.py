@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from bayestensor.data.augment import shift_images
 from bayestensor.experiment.check import check
+from bayestensor.experiment.optimizers import optimizer
 from bayestensor.inference.base import Engine, Posterior
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
 from bayestensor.models.likelihoods import Categorical
@@ -58,23 +58,6 @@ def neural_model(config: Config) -> tuple[NeuralModel, Callable]:
         return model.initial_position() | {"weights": weights}
 
     return model, jax.jit(initial)
-
-
-def optimizer(section: Any, total_steps: int) -> optax.GradientTransformation:
-    """An Optax optimiser with its learning-rate schedule and clipping."""
-    rate, final = section.learning_rate, section.final * section.learning_rate
-    climb = round(section.warmup * total_steps)
-    rest = max(total_steps - climb, 1)
-    falling = {
-        "constant": optax.constant_schedule(rate),
-        "cosine": optax.cosine_decay_schedule(rate, rest, alpha=section.final),
-        "linear": optax.linear_schedule(rate, final, rest),
-    }[section.schedule]
-    schedule = optax.join_schedules([optax.linear_schedule(0.0, rate, climb), falling], [climb]) if climb else falling
-    common = {"name", "learning_rate", "schedule", "warmup", "final", "clip"}
-    options = {name: value for name, value in section.model_dump().items() if name not in common}
-    chosen = getattr(optax, section.name)(schedule, **options)
-    return optax.chain(optax.clip_by_global_norm(section.clip), chosen) if section.clip else chosen
 
 
 def map_engine(config: Config, model: NeuralModel, posterior: Posterior, steps_per_epoch: int) -> Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def check(config: Config) -> tuple[Layer, ...]:
     _refuse(problems(config))
     layers, found = [], []
     widths = layer_widths(config)
-    for k, pair in enumerate(zip(widths, widths[1:], strict=False)):
+    for k, pair in enumerate(itertools.pairwise(widths)):
         try:
             layers.append(_layer(config, k, *pair))
         except ValueError as error:

@@ -137,13 +137,23 @@ def override(raw: dict[str, Any], text: str) -> None:
         else:
             index = part
             if not last and here.get(part) is None:
-                here[part] = {}
+                here[part] = _default_at(raw, tuple(parts[: depth + 1]))
         if last:
             here[index] = new
         elif not isinstance(here[index], (dict, list)):
             raise ConfigError(f"override {text!r}: {'.'.join(parts[: depth + 1])} is {here[index]!r}, not a section")
         else:
             here = here[index]
+
+
+def _default_at(raw: dict[str, Any], path: tuple[str, ...]) -> Any:
+    """What an override enters where the file says nothing: the default's name, or the default list."""
+    section = messages.section_at(Config, raw, path[:-1])
+    field = section.model_fields.get(path[-1]) if section else None
+    default = field.default if field else None
+    if isinstance(default, Section):
+        return {"name": default.name} if hasattr(default, "name") else {}
+    return _thawed(default) if isinstance(default, tuple) else {}
 
 
 def _frozen(data: Any) -> Any:

@@ -24,13 +24,14 @@ NOMINAL_BATCH = 128  # what the stored order of contraction is cheapest for
 
 _README = """# {name}
 
-A compressed network: {parameters} parameters, inputs of shape {input_shape} as they come (scaling is inside), {classes} classes.
+A compressed network: {parameters} parameters, {classes} classes, inputs of shape {input_shape} as they come (scaling
+is inside).
 
 | file | what |
 |---|---|
 | model.npz, model.json | the parameters (float32), and what they mean |
-| predict.py | NumPy only: `python predict.py x.npy` prints the class of every row, `-o p.npy` writes the probabilities |
-| model.stablehlo | the logits of (n, {width}) float32 inputs, any n, for {platforms}; `jax.export.deserialize` reads it |
+| predict.py | `python predict.py x.npy [-o p.npy]`, which needs NumPy only: classes, or probabilities into a file |
+| model.stablehlo | the logits of (n, {width}) float32 inputs, any n, for {platforms} |
 
 ```python
 import jax.export

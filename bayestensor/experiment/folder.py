@@ -104,7 +104,7 @@ class RunFolder:
         return records
 
     def truncate_metrics(self, step: int) -> None:
-        """Drop every record after `step`, so that a resumed run writes them again."""
+        """Drop every record after `step`, and a line cut short, so that a resumed run writes them again."""
         kept = [record for record in self.metrics() if record["step"] <= step]
         write_atomically(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 

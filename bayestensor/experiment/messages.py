@@ -64,7 +64,7 @@ def _explain_one(entry: Any, path: Path, schema: type[BaseModel], raw: Mapping[s
     key, kind, context = ".".join(map(str, path)) or "config", entry["type"], entry.get("ctx", {})
     value = given(_at(raw, path)) if kind != "missing" else ""
     if kind == "extra_forbidden":
-        section = _section_at(schema, raw, path[:-1])
+        section = section_at(schema, raw, path[:-1])
         known = list(section.model_fields) if section else []
         elsewhere = _elsewhere(schema, str(path[-1]))
         moved = elsewhere and key not in elsewhere  # a right key in the wrong section
@@ -147,7 +147,8 @@ def _options_at(schema: type[BaseModel], raw: Any, path: Path) -> list[type[Base
     return options
 
 
-def _section_at(schema: type[BaseModel], raw: Any, path: Path) -> type[BaseModel] | None:
+def section_at(schema: type[BaseModel], raw: Any, path: Path) -> type[BaseModel] | None:
+    """The section that stands at a path of the user's data; None where none does."""
     options = _options_at(schema, raw, path)
     name = _at(raw, path).get("name")
     return next((option for option in options if name in _names(option)), options[0] if options else None)

@@ -19,18 +19,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.errors import RunError
 from bayestensor.files import write_atomically
+from bayestensor.nn.linear import ACTIVATIONS
 from bayestensor.tensor.contract import matvec
 from bayestensor.tensor.network import Core, Network, factored
 from bayestensor.typing import Array, Float
 
 FORMAT_VERSION = 1
-ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "tanh": jnp.tanh, "silu": jax.nn.silu}
 
 
 def layer_spec(name: str, network: Network | None, bias: bool, activation: str | None) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def save_model(stem: str | Path, spec: Mapping[str, Any], arrays: Mapping[str, A
     stem = Path(stem)
     _fit(stem.with_suffix(".npz"), spec, arrays)
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, allow_pickle=False, **arrays)
     write_atomically(stem.with_suffix(".npz"), buffer.getvalue())
     write_atomically(stem.with_suffix(".json"), (json.dumps(spec, indent=1, allow_nan=False) + "\n").encode())
 
@@ -108,7 +107,8 @@ def apply(
 ) -> Float[Array, "*batch classes"]:
     """Logits of flat, unscaled inputs."""
     scaling = spec["scaling"]
-    x = (x - jnp.asarray(scaling["shift"], x.dtype)) / jnp.asarray(scaling["scale"], x.dtype)
+    shift, scale = (jnp.broadcast_to(jnp.asarray(scaling[what], x.dtype), x.shape) for what in ("shift", "scale"))
+    x = (x - shift) / scale
     for layer in spec["layers"]:
         x = _linear(layer, arrays, x)
         if layer["activation"] is not None:
@@ -131,7 +131,7 @@ def _linear(layer: Mapping[str, Any], arrays: Mapping[str, Array], x: Array) -> 
         y = x @ arrays[f"{name}.kernel"].T
     else:
         y = matvec(factored(network, {core: arrays[f"{name}.{core}"] for core in network.core}), x)
-    return y + arrays[f"{name}.bias"] if layer["bias"] else y
+    return y + jnp.broadcast_to(arrays[f"{name}.bias"], y.shape) if layer["bias"] else y
 
 
 def _fit(path: Path, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

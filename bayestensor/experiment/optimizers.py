@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bayestensor.experiment.engines import OPTIMIZER_OPTIONS, OptimizerSection
 
@@ -32,6 +32,8 @@ def optimizer(section: OptimizerSection, steps: int) -> optax.GradientTransforma
     import optax
 
     name = section.name  # type: ignore[attr-defined]
-    options = {option: getattr(section, option) for option in OPTIMIZER_OPTIONS[name]}
+    options: dict[str, Any] = {option: getattr(section, option) for option in OPTIMIZER_OPTIONS[name]}
+    if options.get("momentum") == 0:
+        options["momentum"] = None  # no momentum is no state, not a state that is multiplied by 0
     transform = getattr(optax, name)(learning_rate(section, steps), **options)
     return transform if section.clip is None else optax.chain(optax.clip_by_global_norm(section.clip), transform)

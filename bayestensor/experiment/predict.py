@@ -32,7 +32,7 @@ def silu(x):
     return x * (1 + np.tanh(x / 2)) / 2
 
 
-ACTIVATIONS = {"relu": relu, "gelu": gelu, "tanh": np.tanh, "silu": silu}
+ACTIVATIONS: dict = {"relu": relu, "gelu": gelu, "tanh": np.tanh, "silu": silu}
 
 
 def load(folder):
@@ -54,7 +54,8 @@ def matvec(name, network, arrays, x):
         operands += [arrays[f"{name}.{core['name']}"], [legs[leg] for leg in core["legs"]]]
     output = [0, *(legs[leg] for leg in rows)]
     order = ["einsum_path", *map(tuple, network["path"])] if "path" in network else "greedy"
-    return np.einsum(*operands, output, optimize=order).reshape(len(x), -1)
+    width = math.prod(network["sizes"][leg] for leg in rows)
+    return np.einsum(*operands, output, optimize=order).reshape(len(x), width)
 
 
 def logits(spec, arrays, x):
@@ -72,10 +73,8 @@ def _logits(spec, arrays, x):
     x = (x - shift) / scale
     for layer in spec["layers"]:
         name = layer["name"]
-        if layer["network"] is None:
-            x = x @ arrays[f"{name}.kernel"].T
-        else:
-            x = matvec(name, layer["network"], arrays, x)
+        network = layer["network"]
+        x = x @ arrays[f"{name}.kernel"].T if network is None else matvec(name, network, arrays, x)
         if layer["bias"]:
             x = x + arrays[f"{name}.bias"]
         if layer["activation"] is not None:

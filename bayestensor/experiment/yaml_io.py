@@ -6,7 +6,7 @@ Scalars are read by the YAML 1.2 core rules, not PyYAML's 1.1: `1e-3` is a numbe
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -30,7 +30,7 @@ _CORE_SCHEMA = (
 class _Loader(yaml.SafeLoader):
     """Refuses what plain data does not need."""
 
-    yaml_implicit_resolvers: dict = {}
+    yaml_implicit_resolvers: ClassVar[dict] = {}
     depth = 0
 
     def compose_node(self, parent, index):
@@ -66,7 +66,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes whatever `_Loader` would not read back as text."""
 
-    yaml_implicit_resolvers: dict = {}
+    yaml_implicit_resolvers: ClassVar[dict] = {}
 
     def ignore_aliases(self, data):
         return True

@@ -50,7 +50,7 @@ def save(path: str | Path, tree: Any, meta: Mapping[str, Any], keep: int | None 
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"meta cannot be written as JSON: {error}") from None
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **stored)  # type: ignore[arg-type]
+    np.savez(buffer, allow_pickle=False, **stored)
     content = buffer.getvalue()
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -224,6 +224,8 @@ def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists() and not path.exists():
+            os.rename(aside, path)
         raise
 
 
