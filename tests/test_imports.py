@@ -12,21 +12,25 @@ PACKAGE = Path(__file__).parents[1] / "bayestensor"
 # part (folder or module at the top level) -> the parts, or single modules, of bayestensor that it may import
 MAY_IMPORT = {
     "typing": set(),
+    "errors": set(),
+    "files": {"errors"},
     "tensor": {"typing"},
-    "inference": {"typing"},
+    "inference": {"typing", "errors", "files"},
     "metrics": {"typing"},
-    "data": {"typing"},
+    "data": {"typing", "errors"},
     "priors": {"tensor", "typing"},
     "nn": {"tensor", "typing"},
     "models": {"priors", "nn", "tensor", "typing", "inference.base"},
     "ranks": {"tensor", "priors", "inference.draws", "typing"},
 }
-LIBRARY = {*MAY_IMPORT, "estimators"}
-MAY_IMPORT["estimators"] = LIBRARY - {"estimators"}
+FRONTS = {"fit", "estimators"}  # one-call entries over everything below them
+LIBRARY = {*MAY_IMPORT, *FRONTS}
+for front in FRONTS:
+    MAY_IMPORT[front] = LIBRARY - {front}
 MAY_IMPORT["experiment"] = LIBRARY
 MAY_IMPORT["cli"] = LIBRARY | {"experiment"}
 
-FLAX = {"nn", "models", "experiment"}  # the only parts that may import it
+FLAX = {"nn", "models", "experiment", "fit"}  # the only parts that may import it
 
 
 def part_of(module: str) -> str:

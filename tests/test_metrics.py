@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
@@ -17,7 +15,6 @@ import sklearn.metrics as sk
 from bayestensor.metrics import classification as cl
 from bayestensor.metrics import cost
 from bayestensor.metrics import regression as rg
-from bayestensor.tensor import formats
 
 RNG = np.random.default_rng(0)
 N, CLASSES, MEMBERS = 200, 4, 7
@@ -184,56 +181,6 @@ def test_regression_refuses(call, message):
 
 
 # --- cost ------------------------------------------------------------------------------------------------------
-
-NETWORKS = {
-    "tt_matrix": formats.tt_matrix((4, 5), (6, 7), 3),
-    "cp": formats.cp((4, 5), (6, 7), 3),
-    "tucker": formats.tucker((4, 5), (6, 7), 3),
-    "tensor_ring": formats.tensor_ring((4, 5), (6, 7), 2),
-}
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("batch", [1, 32])
-def test_matvec_flops_are_opt_einsums(name, batch):
-    import opt_einsum
-
-    network = NETWORKS[name]
-    legs = {leg: chr(97 + k) for k, leg in enumerate([*network.size])} | {"batch": "Z"}
-    terms = [["batch", *network.cols], *(core.legs for core in network.cores)]
-    equation = ",".join("".join(legs[leg] for leg in term) for term in terms)
-    equation += "->Z" + "".join(legs[leg] for leg in network.rows)
-    size = network.size | {"batch": batch}
-    shapes = [tuple(size[leg] for leg in term) for term in terms]
-    _, info = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize="dp")
-    assert cost.matvec_flops(network, batch) == int(info.opt_cost)
-
-
-def test_dense_flops_are_xlas():
-    x, w = jnp.ones((8, 30)), jnp.ones((30, 20))
-    counted = jax.jit(jnp.matmul).lower(x, w).compile().cost_analysis()["flops"]
-    assert cost.model_cost([(20, 30)], batch=8).flops == counted
-
-
-def test_model_cost_adds_up():
-    network = NETWORKS["tt_matrix"]
-    whole = cost.model_cost([network, (10, 20)], biases=30, batch=5, itemsize=2)
-    assert whole.parameters == network.num_parameters + 200 + 30
-    assert whole.bytes == 2 * whole.parameters
-    assert whole.flops == cost.matvec_flops(network, 5) + 2 * 5 * 200 + 5 * 30
-    assert cost.dense_twin([network, (10, 20)]) == [(20, 42), (10, 20)]
-
-
-def test_one_matrix_as_a_network_costs_what_it_costs_dense():
-    from bayestensor.tensor.network import Core, Network
-
-    matrix = Network((Core("w", ("i", "j")),), {"i": 20, "j": 30}, ("i",), ("j",))
-    assert cost.model_cost([matrix], batch=8) == cost.model_cost([(20, 30)], batch=8)
-
-
-def test_model_cost_refuses():
-    with pytest.raises(ValueError, match="batch is 0"):
-        cost.model_cost([(2, 3)], batch=0)
 
 
 def test_latency_is_the_median_after_warm_up():

@@ -54,28 +54,9 @@ class Layer:
         """Operations of one forward pass per datum, cores contracted in the cheapest order for the batch."""
         if self.network is None:
             return 2 * self.in_features * self.out_features + self.bias * self.out_features
+        from bayestensor.tensor.plan import matvec_flops
+
         return matvec_flops(self.network, batch) / batch + self.bias * self.out_features
-
-
-def matvec_terms(network: Network, batch: int) -> tuple[tuple, tuple, tuple[str, ...]]:
-    """The einsum behind `matvec` on a batch: legs and shapes, input first then cores, and the legs that stay."""
-    size = network.size | {"batch": batch}
-    legs = (("batch", *network.cols), *(core.legs for core in network.cores))
-    return legs, tuple(tuple(size[leg] for leg in term) for term in legs), ("batch", *network.rows)
-
-
-def matvec_flops(network: Network, batch: int) -> float:
-    """Multiplications and additions of `matvec` on a batch, in the cheapest pairwise order."""
-    import opt_einsum
-
-    from bayestensor.tensor.plan import contraction_path
-
-    legs, shapes, output = matvec_terms(network, batch)
-    symbol = {leg: opt_einsum.get_symbol(k) for k, leg in enumerate(("batch", *network.size))}
-    equation = ",".join("".join(symbol[leg] for leg in term) for term in legs)
-    equation += "->" + "".join(symbol[leg] for leg in output)
-    path = list(contraction_path(legs, shapes, output))
-    return float(opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=path)[1].opt_cost)
 
 
 def check(config: Config) -> tuple[Layer, ...]:

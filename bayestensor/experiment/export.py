@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.experiment import model_file
-from bayestensor.experiment.check import matvec_terms
 from bayestensor.experiment.folder import open_run
 from bayestensor.files import vacant, write_atomically, writing
 from bayestensor.tensor.plan import contraction_path
@@ -39,6 +38,13 @@ model = jax.export.deserialize(open("model.stablehlo", "rb").read())
 logits = model.call(x)   # x: (n, {width}) float32
 ```
 """
+
+
+def _matvec_terms(network: Network, batch: int) -> tuple[tuple, tuple, tuple[str, ...]]:
+    """The einsum behind `matvec` on a batch: legs and shapes, input first then cores, and the legs that stay."""
+    size = network.size | {"batch": batch}
+    legs = (("batch", *network.cols), *(core.legs for core in network.cores))
+    return legs, tuple(tuple(size[leg] for leg in term) for term in legs), ("batch", *network.rows)
 
 
 def export(run_dir: str | Path, out_dir: str | Path) -> Path:
@@ -91,7 +97,7 @@ def with_paths(spec: Mapping[str, Any]) -> dict[str, Any]:
     for layer in spec["layers"]:
         network = model_file.layer_network(layer)
         if network is not None:
-            path = contraction_path(*matvec_terms(network, NOMINAL_BATCH))
+            path = contraction_path(*_matvec_terms(network, NOMINAL_BATCH))
             layer = layer | {"network": layer["network"] | {"path": [list(pair) for pair in path]}}
         layers.append(layer)
     return json.loads(json.dumps(dict(spec) | {"layers": layers}))

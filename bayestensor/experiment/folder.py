@@ -51,6 +51,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def plans_file(self) -> Path:
+        """Contraction plans in use, so that a resumed run computes in the same order."""
+        return self.path / "plans.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.path / "checkpoints"

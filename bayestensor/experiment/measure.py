@@ -10,7 +10,7 @@ import numpy as np
 
 from bayestensor.experiment.model_file import layer_spec
 from bayestensor.inference.train import in_pieces
-from bayestensor.metrics.cost import matvec_flops
+from bayestensor.tensor.plan import matvec_flops
 from bayestensor.typing import Array, Position
 
 if TYPE_CHECKING:

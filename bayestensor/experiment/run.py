@@ -16,13 +16,16 @@ from bayestensor.errors import RunError
 from bayestensor.experiment import build, folder, measure, model_file, pruning
 from bayestensor.experiment.config import Config, Prune
 from bayestensor.experiment.progress import Progress, Silent
+from bayestensor.experiment.report import write_report
 from bayestensor.inference import checkpoint
 from bayestensor.inference.base import map_positions
 from bayestensor.inference.train import Carry, Trainer
 from bayestensor.metrics import classification
+from bayestensor.tensor.plan import export_plans, restore_plans
 
 CHUNKS_PER_EPOCH = 8  # how often progress moves and a checkpoint may fall due
 SECONDS_PER_CHECKPOINT = 60.0  # besides one at each epoch's end
+TWIN = "twin"  # the run folder of the dense twin, inside the run's own
 
 
 def run(config: Config, out: Path, data_dir: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
@@ -59,6 +62,8 @@ class _Session:
         position = initial(start_key)
         self.initial_ranks = measure.ranks(self.model, position)
         self.params_initial = measure.num_weights(position)
+        if self.folder.plans_file.exists():
+            restore_plans(folder.read_json(self.folder.plans_file))
         self.first_step_seconds: float | None = None
         self.collapsed: list[str] = []
         self.before_pruning: dict[str, Any] | None = None  # what the first cut found
@@ -126,10 +131,14 @@ class _Session:
         if self.before_pruning is None:
             accuracy, nll = measure.accuracy_and_nll(self.predict(position, self.data.x_test), self.data.y_test)
             self.before_pruning = {"epoch": self.epoch, "test_accuracy": accuracy, "test_nll": nll}
-        extra = measure.num_weights(position) - sum(
-            tensor.network.num_parameters for tensor in self.model.tensors(position).values()
-        )
-        chosen = pruning.selection(self.config.prune, self.model, position, extra)
+        section, last = self.config.prune, self.epoch == max(self.config.prune.epochs)
+        try:
+            chosen = pruning.selection(section, self.model, position, last=last)
+            if last and section.max_ms is not None:
+                x = jnp.asarray(self.data.x_test[: self.config.train.batch_size])
+                chosen = pruning.faster(section, self.model, position, chosen, self.predict, x)
+        except ValueError as error:
+            raise RunError(f"pruning after epoch {self.epoch}: {error}") from error
         state = map_positions(self.carry.state, position, self.model.cuts(position, chosen.keep))
         self.carry = self.trainer.new_epoch(state)
         for collapse in chosen.collapsed:
@@ -197,6 +206,8 @@ class _Session:
         }
         self.folder.write_summary(summary)
         self.progress.finished(summary)
+        if self.folder.path.name != TWIN:
+            write_report([self.folder.path])
         return summary
 
     def _quality(self, position: Any) -> dict[str, Any]:
@@ -221,7 +232,7 @@ class _Session:
         """The same run without tensor networks, in a run folder of its own inside this one."""
         if not self.config.dense_twin or not self.model.kernels:
             return None
-        twin = self.folder.path / "twin"
+        twin = self.folder.path / TWIN
         self.progress.said("training the dense twin")
         if twin.exists():
             summary = resume(twin, self.data_dir, self.progress)
@@ -237,6 +248,7 @@ class _Session:
         meta["ranks"] = measure.ranks(self.model, self._position)
         steps = self.epoch * self.trainer.steps_per_epoch + self.step
         checkpoint.save(checkpoint.step_path(self.folder.checkpoints, steps), self.carry, meta, keep=3)
+        folder.write_json(self.folder.plans_file, export_plans())
         self.saved = time.perf_counter()
 
     def _restore(self, fresh: Carry) -> None:

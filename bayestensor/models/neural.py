@@ -147,6 +147,10 @@ class NeuralModel:
                 cuts["log_scales"][name][bond] = keep_axes((bond,), kept)
         return cuts
 
+    def num_free(self, position: Position) -> int:
+        """Weights outside the networks: biases and dense layers."""
+        return sum(leaf.size for leaf in self._free(position))
+
     def _free(self, position: Position) -> list[Array]:
         """Every weight outside the networks."""
         weights = jax.tree.map(lambda x: x, position["weights"])

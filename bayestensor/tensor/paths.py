@@ -16,6 +16,6 @@ def contraction_path(
     symbols = {leg: opt_einsum.get_symbol(k) for leg, k in number.items()}
     equation = ",".join("".join(symbols[leg] for leg in term) for term in legs)
     equation += "->" + "".join(symbols[leg] for leg in output)
-    search = "dp" if len(legs) <= 16 else "random-greedy"
+    search = "dp" if len(legs) <= 16 else "greedy"
     path, _ = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=search)
     return tuple(path)
