@@ -71,7 +71,7 @@ def ranks_over_time(axes: Axes, epochs: Sequence[int], ranks: Mapping[str, Curve
 
 
 def scale_spectrum(axes: Axes, epochs: Sequence[int], spectra: Sequence[Sequence[float]]) -> Axes:
-    """Scales v of one bond, largest first, one line an epoch: light is early, dark is late."""
+    """Scales v of one bond, largest first, one line an epoch: faint is early, strong is late."""
     from matplotlib.ticker import MaxNLocator
 
     shades = np.linspace(0.25, 1.0, len(spectra))
@@ -136,7 +136,7 @@ def accuracy_against_parameters(
         axes.set_ylim(min(shown) - margin, max(shown) + margin)
     axes.set(xlabel="parameters of the model (log scale)", ylabel="test accuracy (%)")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2 if len(runs) > 1 else 3)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2 if len(runs) > 1 else 3)
     return axes
 
 
@@ -220,7 +220,7 @@ def parameters_per_layer(axes: Axes, layers: Sequence[Mapping[str, Any]]) -> Axe
         for y, value in zip(at, values, strict=True):
             if np.isfinite(value):
                 axes.annotate(f"{value:,.0f}", (value, y), (3, 0), textcoords="offset points", va="center", fontsize=7)
-    names = [short(str(layer.get("name", k)), 18) for k, layer in enumerate(layers)]
+    names = [short(str(layer.get("name", k))) for k, layer in enumerate(layers)]
     axes.set_yticks(np.arange(len(layers)), names)
     axes.invert_yaxis()
     axes.set_xscale("log")
@@ -229,7 +229,7 @@ def parameters_per_layer(axes: Axes, layers: Sequence[Mapping[str, Any]]) -> Axe
     _plain_counts(axes)
     axes.grid(visible=False, axis="y")
     axes.set(xlabel="parameters (log scale)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3)
     return axes
 
 

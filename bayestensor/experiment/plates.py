@@ -93,7 +93,7 @@ def _layers(run: RunRecord) -> Plate | None:
     if not layers:
         return None
     shown = _most(layers, key=lambda layer: layer.get("params_dense") or 0)
-    figure = _figure(HALF, max(3.6, 0.55 * len(shown) + 1))
+    figure = _figure(HALF, max(3.6, 0.45 * len(shown) + 1))
     figures.parameters_per_layer(figure.add_subplot(), shown)
     return Plate("layers", "Parameters per layer", "Biases included." + _left_out(shown, layers, "layers"), figure)
 
@@ -128,12 +128,10 @@ def _seen(curves: dict) -> dict:
 
 
 def _ranks(run: RunRecord) -> Plate | None:
-    layers = run.last.get("ranks") or {}
-    if not any(layers.values()):
+    layers = {layer: bonds for layer, bonds in (run.last.get("ranks") or {}).items() if bonds}
+    if not layers:
         return None
-    shown = _most(
-        [name for name in layers if layers[name]], key=lambda name: sum(run.first_ranks.get(name, {}).values())
-    )
+    shown = _most(list(layers), key=lambda layer: sum(run.first_ranks.get(layer, {}).values()))
     records = [record for record in run.metrics if record.get("ranks")]
     first = run.first_ranks if (run.summary or {}).get("ranks_initial") else {}
     figure, grid = _panels(len(shown), 2.6)
@@ -167,7 +165,7 @@ def _spectra(run: RunRecord) -> Plate | None:
     figure.supxlabel("index of the bond, largest scale first", fontsize=9)
     figure.supylabel("scale v", fontsize=9)
     epochs = ", ".join(str(record.get("epoch", "?")) for record in picked)
-    caption = f"Light to dark: after epoch {epochs}. Shorter lines: indices were cut." + _left_out(
+    caption = f"Faint to strong: after epoch {epochs}. Shorter lines: indices were cut." + _left_out(
         shown, bonds, "bonds"
     )
     return Plate("scales", "Scales of every bond", caption, figure, wide=len(shown) > 1)

@@ -85,6 +85,7 @@ def _page(run: RunRecord, name: str, prefix: str) -> dict[str, Any]:
     return {
         "name": name,
         "verdict": verdict(run),
+        "finished": run.summary is not None,
         "notes": list(_notes(run)),
         "table": _size_and_quality(run),
         "ranks": list(_ranks(run)),
@@ -131,7 +132,7 @@ def _notes(run: RunRecord) -> Iterator[str]:
 
 
 def _size_and_quality(run: RunRecord) -> list[tuple[str, Cell, Cell, Cell]]:
-    """Rows (what, dense, initial, final)."""
+    """Rows (what, dense, initial, final) of which something is known."""
     summary, twin = run.summary or {}, run.twin
     before = summary.get("before_pruning") or {}
     dense, initial, final = summary.get("params_dense"), summary.get("params_initial"), run.latest("params_final")
@@ -140,7 +141,7 @@ def _size_and_quality(run: RunRecord) -> list[tuple[str, Cell, Cell, Cell]]:
     def quality(label: str, key: str, form) -> tuple[str, Cell, Cell, Cell]:
         return label, form(twin.get(key)), form(before.get(key)), form(run.latest(key))
 
-    return [
+    rows = [
         ("parameters", _count(dense), _count(initial), _count(final)),
         ("bytes at 4 a parameter", *(_count(None if n is None else 4 * n) for n in (dense, initial, final))),
         ("bytes of the model file", NOTHING, NOTHING, _count(summary.get("model_bytes"))),
@@ -157,6 +158,7 @@ def _size_and_quality(run: RunRecord) -> list[tuple[str, Cell, Cell, Cell]]:
         ("of that, compilation (s)", NOTHING, NOTHING, _seconds(summary.get("compile_seconds"))),
         ("first step finished after (s)", NOTHING, NOTHING, _seconds(summary.get("first_step_seconds"))),
     ]
+    return [row for row in rows if any(cell != NOTHING for cell in row[1:])]
 
 
 def _ranks(run: RunRecord) -> Iterator[tuple[str, str, Cell, Cell]]:
