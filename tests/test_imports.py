@@ -23,10 +23,10 @@ MAY_IMPORT = {
     "models": {"priors", "nn", "tensor", "typing", "inference.base"},
     "ranks": {"tensor", "priors", "inference.draws", "typing"},
 }
+BELOW = set(MAY_IMPORT)
 FRONTS = {"fit", "estimators"}  # one-call entries over everything below them
-LIBRARY = {*MAY_IMPORT, *FRONTS}
-for front in FRONTS:
-    MAY_IMPORT[front] = LIBRARY - {front}
+MAY_IMPORT |= {front: BELOW for front in FRONTS}
+LIBRARY = BELOW | FRONTS
 MAY_IMPORT["experiment"] = LIBRARY
 MAY_IMPORT["cli"] = LIBRARY | {"experiment"}
 

@@ -9,11 +9,11 @@ from bayestensor.typing import Array, Key
 
 
 def shift_images(key: Key[Array, ""], images: Array, pixels: int, groups: int = 4) -> Array:
-    """Images (batch, height, width) moved by up to `pixels` each way, the border filled with 0.
+    """Images (batch, height, width) moved by up to `pixels` each way, the border repeated.
 
     The batch is cut into `groups` that move together: a gather per image would cost more than the step.
     """
-    padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels)))
+    padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels)), mode="edge")
     offsets = jax.random.randint(key, (groups, 2), 0, 2 * pixels + 1)
     size = images.shape[0] // groups
     moved = []

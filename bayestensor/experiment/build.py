@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 from bayestensor.data.augment import shift_images
@@ -76,9 +77,13 @@ def map_engine(config: Config, model: NeuralModel, posterior: Posterior, steps_p
             position = model.mode_scales(position, section.mode_damping)
         return model.clip_scales(position, section.scale_floor)
 
+    def faster_scales(updates, params):
+        return updates | {"log_scales": jax.tree.map(lambda u: section.scale_rate * u, updates["log_scales"])}
+
+    steps = optimizer(section.optimizer, config.train.epochs * steps_per_epoch)
     return map_estimate(
         posterior,
-        optimizer(section.optimizer, config.train.epochs * steps_per_epoch),
+        optax.chain(steps, optax.stateless(faster_scales)),
         temperature=temperature,
         after_step=after_step if model.kernels else None,
     )

@@ -48,7 +48,8 @@ class Config(Section):
     engine: one_of(registry.ENGINES) = registry.ENGINES["map"](name="map")  # type: ignore
     train: Train = Train()
     prune: Prune = Prune()
-    dense_twin: bool = True
+    dense_twin: bool = True  # train the same network without tensors, too
+    twin_learning_rate: Positive | None = None  # of the twin's own; null: as engine.optimizer
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:

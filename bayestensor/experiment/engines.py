@@ -57,6 +57,7 @@ class Map(Section):
     name: Literal["map"]
     optimizer: one_of(OPTIMIZERS) = DEFAULT_OPTIMIZER  # type: ignore[valid-type]
     scales: Literal["gradient", "mode"] = "gradient"  # joint gradient on log v, or damped closed-form mode
+    scale_rate: Positive = 1.0  # learning rate of log v, in units of the weights'
     mode_damping: Annotated[float, Field(gt=0, le=1)] = 0.1  # v <- (1 - damping) v + damping v*
     scale_floor: Positive = 1e-8  # smallest v
     temperature: NonNegative = 1.0  # weight of the prior, in units of 1/N

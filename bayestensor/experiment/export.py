@@ -16,7 +16,8 @@ import numpy as np
 from bayestensor.experiment import model_file
 from bayestensor.experiment.folder import open_run
 from bayestensor.files import vacant, write_atomically, writing
-from bayestensor.tensor.plan import contraction_path
+from bayestensor.tensor.network import Network
+from bayestensor.tensor.paths import contraction_path
 
 PLATFORMS = ("cpu", "cuda")
 NOMINAL_BATCH = 128  # what the stored order of contraction is cheapest for

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bayestensor.experiment.model_file import layer_spec
 from bayestensor.inference.train import in_pieces
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from bayestensor.models.neural import NeuralModel
 
 
-def predictor(model: NeuralModel, scale: Callable[[Array], Array]) -> Callable[[Position, Array], Array]:
+def predictor(model: NeuralModel, scale: Callable[[Array], Array]) -> Callable[[Position, ArrayLike], Array]:
     """Compiled (position, raw inputs) -> log class probabilities."""
 
     @jax.jit
@@ -27,11 +28,11 @@ def predictor(model: NeuralModel, scale: Callable[[Array], Array]) -> Callable[[
     return predict
 
 
-def accuracy_and_nll(log_probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def accuracy_and_nll(log_probabilities: ArrayLike, labels: np.ndarray) -> tuple[float, float]:
     """(share of labels met, mean negative log probability of the label)."""
-    log_probabilities = np.asarray(log_probabilities, np.float64)
-    chosen = np.take_along_axis(log_probabilities, labels[:, None].astype(np.int64), axis=1)
-    return float((log_probabilities.argmax(1) == labels).mean()), float(-chosen.mean())
+    log_p = np.asarray(log_probabilities, np.float64)
+    chosen = np.take_along_axis(log_p, labels[:, None].astype(np.int64), axis=1)
+    return float((log_p.argmax(1) == labels).mean()), float(-chosen.mean())
 
 
 def num_weights(position: Position) -> int:
@@ -63,7 +64,7 @@ def layer_table(model: NeuralModel, initial: dict[str, dict[str, int]], position
         name = f"layers.{k}"
         fan_out, fan_in = tensors[name].network.matrix_shape if name in tensors else weights["kernel"].shape[::-1]
         now = sum(leaf.size for leaf in jax.tree.leaves(weights))
-        row = {"name": name, "shape": [fan_out, fan_in], "params_dense": fan_in * fan_out + fan_out}
+        row: dict[str, Any] = {"name": name, "shape": [fan_out, fan_in], "params_dense": fan_in * fan_out + fan_out}
         row |= {"params_initial": now, "params_final": now}
         row |= {"flops_dense": 2 * fan_in * fan_out, "flops_final": 2 * fan_in * fan_out}
         if name in tensors:
@@ -77,7 +78,8 @@ def layer_table(model: NeuralModel, initial: dict[str, dict[str, int]], position
 def model_layers(model: NeuralModel, position: Position, activation: str) -> tuple[list[dict], dict[str, np.ndarray]]:
     """The layers of an MLP as a model file describes them, and its arrays by name."""
     tensors = model.tensors(position)
-    layers, arrays = [], {}
+    layers: list[dict[str, Any]] = []
+    arrays: dict[str, np.ndarray] = {}
     count = len(position["weights"]["layers"])
     for k in range(count):
         name, weights = f"layers.{k}", position["weights"]["layers"][k]

@@ -48,6 +48,11 @@ def resume(run_dir: Path, data_dir: Path | None = None, progress: Progress | Non
 class _Session:
     """One process's work on a run folder."""
 
+    carry: Carry
+    epoch: int  # finished
+    step: int  # finished in this epoch
+    saved: float  # when the last checkpoint was written
+
     def __init__(self, config: Config, run_folder: folder.RunFolder, data_dir: Path | None, progress: Progress):
         self.config, self.folder, self.data_dir, self.progress = config, run_folder, data_dir, progress
         self.started = time.perf_counter()
@@ -63,7 +68,7 @@ class _Session:
         self.initial_ranks = measure.ranks(self.model, position)
         self.params_initial = measure.num_weights(position)
         if self.folder.plans_file.exists():
-            restore_plans(folder.read_json(self.folder.plans_file))
+            restore_plans(folder.read_json(self.folder.plans_file)["plans"])
         self.first_step_seconds: float | None = None
         self.collapsed: list[str] = []
         self.before_pruning: dict[str, Any] | None = None  # what the first cut found
@@ -248,7 +253,7 @@ class _Session:
         meta["ranks"] = measure.ranks(self.model, self._position)
         steps = self.epoch * self.trainer.steps_per_epoch + self.step
         checkpoint.save(checkpoint.step_path(self.folder.checkpoints, steps), self.carry, meta, keep=3)
-        folder.write_json(self.folder.plans_file, export_plans())
+        folder.write_json(self.folder.plans_file, {"plans": export_plans()})
         self.saved = time.perf_counter()
 
     def _restore(self, fresh: Carry) -> None:
@@ -273,12 +278,16 @@ class _Session:
 
 
 def dense_config(config: Config) -> Config:
-    """The dense twin of a config: the same data, schedule and optimiser, ordinary layers with biases, no pruning."""
+    """The dense twin of a config: the same data and schedule, ordinary layers with biases, no pruning."""
     model = config.model.model_copy(
         update={"format": "dense", "shapes": None, "hidden_bias": True, "output_bias": True}
     )
-    name = f"{config.name}-dense"
-    return config.model_copy(update={"name": name, "model": model, "prune": Prune(), "dense_twin": False})
+    engine = config.engine
+    if config.twin_learning_rate is not None:
+        optimizer = engine.optimizer.model_copy(update={"learning_rate": config.twin_learning_rate})
+        engine = engine.model_copy(update={"optimizer": optimizer})
+    changed = {"name": f"{config.name}-dense", "model": model, "engine": engine, "prune": Prune(), "dense_twin": False}
+    return config.model_copy(update=changed)
 
 
 def _plain(record: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ _CORE_SCHEMA = (
 class _Loader(yaml.SafeLoader):
     """Refuses what plain data does not need."""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_implicit_resolvers: ClassVar[dict] = {}  # type: ignore[misc]
     depth = 0
 
     def compose_node(self, parent, index):
@@ -66,7 +66,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes whatever `_Loader` would not read back as text."""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_implicit_resolvers: ClassVar[dict] = {}  # type: ignore[misc]
 
     def ignore_aliases(self, data):
         return True

@@ -74,7 +74,7 @@ def map_positions(state: Any, position: Position, functions: Any) -> Any:
     structure = jax.tree.structure(position)
 
     def alike(part: Any) -> bool:
-        return jax.tree.structure(part) == structure
+        return bool(jax.tree.structure(part) == structure)  # type: ignore[operator]
 
     return jax.tree.map(
         lambda part: jax.tree.map(lambda array, f: f(array), part, functions) if alike(part) else part,

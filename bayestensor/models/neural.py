@@ -51,8 +51,9 @@ class NeuralModel:
         likelihood: Likelihood,
         weight_sd: float = 100.0,
     ):
-        self.graphdef, start, self._rest = nnx.split(model, nnx.Param, ...)
-        self._start = nnx.to_pure_dict(start)
+        parts: Any = nnx.split(model, nnx.Param, ...)
+        self.graphdef, self._rest = parts[0], parts[2]
+        self._start = nnx.to_pure_dict(parts[1])
         self.likelihood = likelihood
         self.weight_sd = weight_sd
         self.kernels: dict[str, Kernel] = {
