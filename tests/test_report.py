@@ -112,7 +112,7 @@ def summary_of(name: str, seed: int, records: list[dict]) -> dict:
             "bins": 15,
             "confidence": confidence,
             "accuracy": [c and round(min(1.0, c * 0.96 + 0.02), 3) for c in confidence],
-            "count": [0, 0, *(int(4 * 1.7**k) for k in range(13))],
+            "counts": [0, 0, *(int(4 * 1.7**k) for k in range(13))],
         },
         "collapsed": [],
         "dense_twin": {

@@ -183,12 +183,12 @@ def _confusion(run: RunRecord) -> Plate | None:
 
 def _reliability(run: RunRecord) -> Plate | None:
     bins = (run.summary or {}).get("reliability") or {}
-    if not all(bins.get(key) for key in ("confidence", "accuracy", "count")):
+    if not all(bins.get(key) for key in ("confidence", "accuracy", "counts")):
         return None
     figure = _figure(HALF, 4.6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     figures.reliability_diagram(top, bins["confidence"], bins["accuracy"])
-    figures.confidence_counts(bottom, bins["count"])
+    figures.confidence_counts(bottom, bins["counts"])
     caption = "Test set. Below the diagonal the model claims more than it keeps."
     return Plate("reliability", "Reliability", caption, figure)
 
