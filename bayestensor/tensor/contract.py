@@ -19,15 +19,65 @@ Term: TypeAlias = tuple[Array, tuple[str, ...]]  # an array and the names of its
 
 
 def contract(terms: Sequence[Term], output: tuple[str, ...]) -> Array:
-    """Einsum of named axes, pairwise, in the order of fewest operations."""
+    """Einsum of named axes, pairwise, in the order of fewest operations.
+
+    Each array is asked for in the order its next product wants, so that axes move while arrays are small.
+    """
     legs = tuple(legs for _, legs in terms)
     shapes = tuple(tuple(array.shape) for array, _ in terms)
-    number = {leg: k for k, leg in enumerate(dict.fromkeys(leg for term in legs for leg in term))}
-    operands: list = []
-    for array, term in terms:
-        operands += [array, [number[leg] for leg in term]]
-    path = contraction_path(legs, shapes, output)
-    return jnp.einsum(*operands, [number[leg] for leg in output], optimize=list(path))
+    tree: list = list(range(len(terms)))
+    for pair in contraction_path(legs, shapes, output):
+        tree.append(tuple(tree.pop(k) for k in sorted(pair, reverse=True)))
+    return _contract(terms, tree[0], output)
+
+
+def _contract(terms: Sequence[Term], node, output: tuple[str, ...]) -> Array:
+    """The product of a tree's arrays (leaves are places in `terms`), its axes as in `output`."""
+    if isinstance(node, tuple) and len(node) == 1:
+        node = node[0]
+    if isinstance(node, int):
+        return _arranged(*terms[node], output)
+    left, right = (set().union(*(terms[k][1] for k in _leaves(part))) for part in node)
+    shared = [leg for leg in output if leg in left and leg in right]
+    alone = [
+        [leg for leg in output if leg in one and leg not in other] for one, other in ((left, right), (right, left))
+    ]
+    summed = sorted((left & right).difference(output))
+    first, second = (_contract(terms, part, (*shared, *own, *summed)) for part, own in zip(node, alone, strict=True))
+    product = _paired(first, second, len(shared), len(summed))
+    return _arranged(product, (*shared, *alone[0], *alone[1]), output)
+
+
+def _leaves(node) -> list[int]:
+    return [node] if isinstance(node, int) else [leaf for part in node for leaf in _leaves(part)]
+
+
+def _paired(a: Array, b: Array, shared: int, summed: int) -> Array:
+    """`[S, M, K]` and `[S, N, K]` to `[S, M, N]`, each letter any number of axes."""
+    own, other = a.shape[shared : a.ndim - summed], b.shape[shared : b.ndim - summed]
+    flat = a.shape[:shared], math.prod(a.shape[a.ndim - summed :])
+    batch, inner = math.prod(flat[0]), flat[1]
+    a, b = (x.reshape(batch, math.prod(axes), inner) for x, axes in ((a, own), (b, other)))
+    product = a[0] @ b[0].T if batch == 1 else jnp.matmul(a, b.mT)
+    return product.reshape(*flat[0], *own, *other)
+
+
+def _arranged(array: Array, legs: tuple[str, ...], output: tuple[str, ...]) -> Array:
+    """Axes `legs` summed down to and put in the order of `output`; axes that stay neighbours move as one."""
+    array = array.sum([k for k, leg in enumerate(legs) if leg not in output])
+    legs = tuple(leg for leg in legs if leg in output)
+    if legs == output:
+        return array
+    shape = [array.shape[legs.index(leg)] for leg in output]
+    runs: list[list[str]] = []
+    for leg in legs:
+        if runs and output.index(leg) == output.index(runs[-1][-1]) + 1:
+            runs[-1].append(leg)
+        else:
+            runs.append([leg])
+    order = sorted(range(len(runs)), key=lambda k: output.index(runs[k][0]))
+    merged = array.reshape([math.prod(array.shape[legs.index(leg)] for leg in run) for run in runs])
+    return merged.transpose(order).reshape(shape)
 
 
 def _core_terms(tensor: Factored) -> list[Term]:

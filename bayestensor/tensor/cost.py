@@ -16,13 +16,19 @@ from bayestensor.tensor.network import Network
 from bayestensor.tensor.paths import contraction_path
 
 FLOP = 1 / 130e9  # s an operation inside a matrix product
-COPY = 0.9e-9  # s an entry that is transposed by a loop
-NEAR = 1 / 40e9  # s a byte written and read again while it is in the cache
-FAR = 1 / 6e9  # s a byte of an array that is not: fresh pages included
-CACHE = 2**21  # bytes of cache of one core
-OP = 2e-6  # s to start one operation
+COPY = 1e-9  # s an entry that is transposed by a loop
+SPREAD = 0.2e-9  # s an entry of a factor repeated for every product of a batch of them
+GATHER = 0.8e-9  # s an entry of such a factor's gradient, added up over the batch
+KEEP = 3e-9  # s an entry that a turn of a loop leaves for the gradient: written into a slice and read from it
+BYTE = ((2**20, 1 / 40e9), (2**22, 1 / 10e9), (2**63, 1 / 3e9))  # array up to so many bytes, s a byte written and read
+OP = 0.7e-6  # s to start one operation
 CALL = 0.25e-6  # s to start one matrix product of a batch of them
-TURN = 3e-6  # s for one turn of a loop
+TURN = 1.5e-6  # s for one turn of a loop
+
+
+def _traffic(count: float) -> float:
+    """Seconds to write that many bytes and read them again: from the core's cache, from a shared one, from memory."""
+    return count * next(seconds for limit, seconds in BYTE if count <= limit)
 
 
 @dataclass(frozen=True)
@@ -53,41 +59,37 @@ def chain_cost(
     forming = [_forming(network, step.group, step.factor) for step in steps]
     once_flops = sum(flops for flops, _, _ in forming)
     once = sum(_forming_seconds(*f, itemsize) for f in forming)
-    arrays = [math.prod(size[leg] for leg in step.result) for step in steps]
-    volume = math.prod(size[leg] for leg in steps[0].source)
-    largest = itemsize * max(volume, *arrays)
-    byte = NEAR if 2 * largest <= CACHE else FAR
-    there = sum(_step_seconds(step, size, byte, itemsize, gradient=False) for step in steps)
+    there = sum(_step_seconds(step, size, itemsize, gradient=False) for step in steps)
     ends = _end_seconds(network, steps, size)
     there += ends
     per_turn = there * turns + (TURN * turns if tile else 0)
     back = 0.0
     if backward:
-        back = sum(_step_seconds(step, size, byte, itemsize, gradient=True) for step in steps) + ends
+        back = sum(_step_seconds(step, size, itemsize, gradient=True) for step in steps) + ends
         if tile:  # the gradients of the factors are added up turn by turn
             grown = sum(math.prod(size[leg] for leg in step.factor) for step in steps)
-            back += TURN + 3 * itemsize * grown * NEAR
+            back += TURN + _traffic(3 * itemsize * grown)
         back = back * turns + 2 * once
-    kept = sum(arrays[:-1]) * itemsize
-    keep = turns * kept * (NEAR if turns * kept <= CACHE else FAR)
+    kept = turns * sum(math.prod(size[leg] for leg in step.result) for step in steps[:-1])
     flops = once_flops + turns * sum(2 * math.prod(size[leg] for leg in _all_legs(step)) for step in steps)
-    return Cost(flops, once + per_turn, back, keep if tile else 0.0, there * turns if tile else there)
+    return Cost(flops, once + per_turn, back, KEEP * kept if tile else 0.0, there * turns)
 
 
 def _all_legs(step: Step) -> tuple[str, ...]:
     return tuple(dict.fromkeys(step.source + step.factor))
 
 
-def _step_seconds(step: Step, size: Mapping[str, int], byte: float, itemsize: int, gradient: bool) -> float:
+def _step_seconds(step: Step, size: Mapping[str, int], itemsize: int, gradient: bool) -> float:
     """One step forward, or the two products of its gradient."""
     products = 2 if gradient else 1
     source, result, factor = (math.prod(size[leg] for leg in x) for x in (step.source, step.result, step.factor))
     work = 2 * math.prod(size[leg] for leg in _all_legs(step))
-    seconds = products * (work * FLOP + OP + (source + result) * itemsize * byte)
-    if step.kind == "middle":
+    seconds = products * (work * FLOP + OP + _traffic(source * itemsize) + _traffic(result * itemsize))
+    if step.kind == "middle" and step.sizes(size)[0] > 1:
         p = step.sizes(size)[0]
-        spread = p * factor * itemsize  # the factor is copied for each product, its gradient added up
-        seconds += products * (p * CALL + spread * (NEAR if spread <= CACHE else FAR))
+        seconds += products * (p * CALL + _traffic(p * factor * itemsize)) + p * factor * (
+            GATHER if gradient else SPREAD
+        )
     elif step.kind == "general":
         seconds += products * COPY * (source + result)
     return seconds
@@ -109,8 +111,7 @@ def _same_order(a: tuple[str, ...], b: tuple[str, ...], size: Mapping[str, int])
 
 
 def _forming_seconds(flops: int, traffic: int, products: int, itemsize: int) -> float:
-    bytes_ = traffic * itemsize
-    return flops * FLOP + products * OP + bytes_ * (NEAR if bytes_ <= CACHE else FAR) + traffic * COPY
+    return flops * FLOP + products * OP + traffic * COPY + _traffic(traffic * itemsize)
 
 
 def chain_flops(network: Network, groups: tuple[tuple[str, ...], ...], batch: int) -> int:
