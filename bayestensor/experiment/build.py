@@ -74,7 +74,7 @@ def map_engine(config: Config, model: NeuralModel, posterior: Posterior, steps_p
 
     def after_step(position: Position) -> Position:
         if section.scales == "mode":
-            position = model.mode_scales(position, section.mode_damping)
+            position = model.mode_scales(position, section.mode_damping, section.scale_floor)
         return model.clip_scales(position, section.scale_floor)
 
     def faster_scales(updates, params):

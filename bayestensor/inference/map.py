@@ -62,7 +62,7 @@ def map_estimate(
         if after_step is not None:
             position = after_step(position)
         # once a step has failed nothing moves any more, so that the last good position survives
-        good = (state.failed_at < 0) & jnp.isfinite(loss) & all_finite(position)
+        good = (state.failed_at < 0) & jnp.isfinite(loss) & all_finite((position, opt_state))
         moved = MAPState(position, opt_state, state.step + 1, state.failed_at)
         stuck = state._replace(failed_at=jnp.where(state.failed_at < 0, state.step, state.failed_at))
         return jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, stuck), MAPInfo(loss, nll)

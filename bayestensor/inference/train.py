@@ -80,11 +80,11 @@ class Trainer:
     def not_finite(self, state: Any, posterior: Posterior, epoch: int, step: int) -> str:
         """Which arrays of the log density's value and gradient are not finite at a step, by name."""
         batch, _ = self._batch(self._order(epoch), self._epoch_key(epoch), step, self.x, self.y)
-        value, gradient = jax.value_and_grad(posterior.log_density)(self.engine.position(state), batch)
+        value, gradient = jax.jit(jax.value_and_grad(posterior.log_density))(self.engine.position(state), batch)
         named = [("log density", value), ("inputs", batch[0])]
         named += [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)]
         bad = [name for name, leaf in named if not bool(jnp.isfinite(leaf).all())]
-        return ", ".join(bad) or "the updated position"
+        return ", ".join(bad) or "the update, whose gradient is finite"
 
     def _order(self, epoch: int) -> Array:
         """The random order of an epoch, drawn on the host: compiling a sort costs more than a run's sorting."""
