@@ -56,7 +56,10 @@ class Trainer:
         def begin(key: Key[Array, ""], engine_key: Key[Array, ""]) -> Any:
             return self.engine.init(engine_key, initial(key))
 
-        return self.new_epoch(jax.jit(begin)(key, jax.random.fold_in(self._key, 0)))
+        keys = (key, jax.random.fold_in(self._key, 0))
+        options = {"cpu": {"xla_backend_optimization_level": 0}}  # runs once: its compilation is all that it costs
+        compiled = jax.jit(begin).lower(*keys).compile(options.get(jax.default_backend()))
+        return self.new_epoch(compiled(*keys))
 
     def new_epoch(self, state: Any) -> Carry:
         """The same state, nothing summed."""
