@@ -53,6 +53,7 @@ def run(config: Path, overrides: tuple[str, ...], out: Path | None, data_dir: Pa
         from bayestensor.experiment.run import run as train
 
         check_config(settings)
+        _keep_compiled()
         with _resumable(out), Console() as progress:
             summary = train(settings, out, data_dir, progress=progress)
         _finished(out, summary)
@@ -175,7 +176,7 @@ def _keep_compiled() -> None:
 
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(user_cache_path("bayestensor") / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _fresh(parent: Path, name: str) -> Path:

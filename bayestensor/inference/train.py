@@ -47,6 +47,7 @@ class Trainer:
         self.steps_per_epoch = len(x) // batch_size
         self._batch_size, self._prepare, self._key = batch_size, prepare, key
         self._compiled: dict[Any, Any] = {}
+        self._step = jax.jit(engine.step)  # traced once for its shapes and for the chunk
         self._last_order: tuple[int, Array] | None = None
         self.compile_seconds = 0.0
 
@@ -65,7 +66,7 @@ class Trainer:
         """The same state, nothing summed."""
         order = jnp.zeros(len(self.x), jnp.int32)
         batch, _ = jax.eval_shape(self._batch, order, self._key, jnp.zeros((), jnp.int32), self.x, self.y)
-        _, info = jax.eval_shape(self.engine.step, self._key, state, batch)
+        _, info = jax.eval_shape(self._step, self._key, state, batch)
         return Carry(state, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), info))
 
     def advance(self, carry: Carry, epoch: int, first: int, last: int) -> Carry:
@@ -103,7 +104,7 @@ class Trainer:
     def _chunk(self, carry: Carry, epoch_key, order, first, last, x, y) -> Carry:
         def one_step(i: Int[Array, ""], carry: Carry) -> Carry:
             batch, step_key = self._batch(order, epoch_key, i, x, y)
-            state, info = self.engine.step(step_key, carry.state, batch)
+            state, info = self._step(step_key, carry.state, batch)
             return Carry(state, jax.tree.map(jnp.add, carry.totals, info))
 
         return jax.lax.fori_loop(first, last, one_step, carry)
