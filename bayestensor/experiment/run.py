@@ -221,7 +221,7 @@ class _Session:
         self.progress.finished(summary)
         if self.folder.path.name != TWIN:
             write_report([self.folder.path])
-        return summary
+        return self.folder.summary()  # as `resume` returns it
 
     def _quality(self, position: Any) -> dict[str, Any]:
         log_p, labels = self.predict(position, self.data.x_test), self.data.y_test

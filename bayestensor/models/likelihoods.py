@@ -39,7 +39,7 @@ class Categorical:
 
     def log_prior(self, parameters: Position) -> Scalar:
         """Nothing to weigh."""
-        return jnp.zeros(())
+        return jnp.asarray(0.0)
 
     def log_prob(
         self, parameters: Position, outputs: Float[Array, "batch classes"], targets: Int[Array, "batch"]

@@ -29,7 +29,7 @@ def log_prior_cores(tensor: Factored, log_scales: LogScales, variance: float) ->
         variance: sigma_core^2.
     """
     network = tensor.network
-    total = jnp.zeros(())
+    total = jnp.asarray(0.0)  # weakly typed: the sum takes the type of the cores
     for core in network.cores:
         entries = tensor.cores[core.name]
         log_v = jnp.full((1,) * entries.ndim, math.log(variance), entries.dtype)
@@ -44,7 +44,7 @@ def log_prior_cores(tensor: Factored, log_scales: LogScales, variance: float) ->
 
 def log_prior_scales(prior: ScalePrior, log_scales: LogScales) -> Scalar:
     """`sum over bonds of log p(log v)`, Jacobian included."""
-    return sum((prior.log_density(log_v).sum() for log_v in log_scales.values()), start=jnp.zeros(()))
+    return sum((prior.log_density(log_v).sum() for log_v in log_scales.values()), start=jnp.asarray(0.0))
 
 
 def mode_scales(
