@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bayestensor.inference.base import Posterior
-from bayestensor.typing import Batch, Position, Scalar
+from bayestensor.typing import Array, Batch, Key, Position, Scalar
 
 
 class Estimate(NamedTuple):
@@ -128,6 +128,25 @@ def coordinates(tree: Position) -> int:
 def mean_over_coordinates(tree: Position) -> Scalar:
     """The mean over all coordinates of a pytree."""
     return sum(x.sum() for x in jax.tree.leaves(tree)) / coordinates(tree)
+
+
+def normals(key: Key[Array, ""], like: Position, sd: float = 1.0) -> Position:
+    """Independent N(0, sd^2) in the shape of a pytree."""
+    leaves, tree = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    draws = [sd * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, draws)
+
+
+def preconditioner(curvature: Array, least: Array, steps: Scalar) -> Array:
+    """`max(curvature, least)^(-1/2)`, for one leaf.
+
+    A few squared gradients say little, so at first they are mixed with their leaf's mean.
+    """
+    prior = 10 / (steps + 10)
+    smooth = (1 - prior) * curvature + prior * curvature.mean()
+    smallest = jnp.finfo(curvature.dtype).tiny ** 0.5
+    return jax.lax.rsqrt(jnp.maximum(jnp.maximum(smooth, least), smallest))
 
 
 def require_proper(posterior: Posterior, engine: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,9 @@ import numpy as np
 from bayestensor.inference.base import Engine
 from bayestensor.inference.draws import Draws
 from bayestensor.inference.gradient import batch_size as length
+from bayestensor.inference.parallel import Parallel, over
+from bayestensor.inference.svgd import collapse_warning
 from bayestensor.typing import Array, Batch, Int, Key, Position
-
-Parallel = Literal["auto", "vmap", "map"]
 
 
 class Run(NamedTuple):
@@ -40,16 +40,6 @@ class Chunk(NamedTuple):
     positions: Any
     info: Any
     run: Run
-
-
-def over(function: Callable, parallel: Parallel = "auto") -> Callable:
-    """`function` over the first axis of all its arguments: one after the other on a CPU, side by side elsewhere.
-
-    A CPU's cores are already busy with one member, and vmap makes the working set larger than its caches.
-    """
-    if parallel == "vmap" or (parallel == "auto" and jax.default_backend() != "cpu"):
-        return jax.vmap(function)
-    return lambda *args: jax.lax.map(lambda one: function(*one), args)
 
 
 def draw_batch(key: Key[Array, ""], data: Batch, size: int) -> Batch:
@@ -170,13 +160,16 @@ def sample(
     return Draws(kept, stats), run
 
 
-def _warn(stats: dict[str, Array]) -> None:
+def _warn(stats: dict[str, np.ndarray]) -> None:
     if "adapting" in stats and stats["adapting"].any():
         share = stats["adapting"].mean()
         warnings.warn(
             f"{share:.0%} of the kept draws come from steps that adapt; drop at least the engine's burn_in steps",
             stacklevel=3,
         )
+    if "collapsed" in stats and stats["collapsed"][:, -1].any():
+        ratio, particles, dimension = (stats[name][:, -1] for name in ("variance_ratio", "particles", "dimension"))
+        warnings.warn(collapse_warning(float(ratio.min()), int(particles[0]), int(dimension[0])), stacklevel=3)
     if "nonfinite" in stats and stats["nonfinite"].any():
         counts = stats["nonfinite"][:, -1].tolist()
         warnings.warn(

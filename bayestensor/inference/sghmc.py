@@ -14,6 +14,8 @@ from bayestensor.inference.gradient import (
     Estimate,
     estimator,
     mean_over_coordinates,
+    normals,
+    preconditioner,
     require_proper,
     running_mean,
 )
@@ -185,7 +187,7 @@ def sghmc(
             return state.scale, state.curvature, noise
         curvature = running_mean(state.curvature, now.curvature, steps)
         least = step_size**2 / (4 * noise_share * temperature) if correct_noise else 0.0
-        scale = jax.tree.map(lambda v, b: _scale(v, least * b, steps), curvature, noise)
+        scale = jax.tree.map(lambda v, b: preconditioner(v, least * b, steps), curvature, noise)
         adapting = state.step < burn_in
         frozen = state.scale, state.curvature
         scale, curvature = jax.tree.map(lambda a, b: jnp.where(adapting, a, b), (scale, curvature), frozen)
@@ -194,28 +196,12 @@ def sghmc(
     return Engine(init, step, lambda state: state.position)
 
 
-def normals(key: Key[Array, ""], like: Position, sd: float = 1.0) -> Position:
-    """Independent N(0, sd^2) in the shape of a pytree."""
-    leaves, tree = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    draws = [sd * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, draws)
-
-
 def _drift(position, momentum, scale, h):
     return jax.tree.map(lambda x, u, s: x + h / 2 * s * u, position, momentum, scale)
 
 
 def _kick(momentum, gradient, scale, h):
     return jax.tree.map(lambda u, g, s: u + h * s * g, momentum, gradient, scale)
-
-
-def _scale(curvature, least, steps):
-    """`curvature^(-1/2)`; few squared gradients say little, so they are first mixed with their leaf's mean."""
-    prior = 10 / (steps + 10)
-    smooth = (1 - prior) * curvature + prior * curvature.mean()
-    smallest = jnp.finfo(curvature.dtype).tiny ** 0.5
-    return jax.lax.rsqrt(jnp.maximum(jnp.maximum(smooth, least), smallest))
 
 
 def _check(posterior, step_size, friction, temperature, burn_in, cycle, noise_share, conditional_every):
