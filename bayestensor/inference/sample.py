@@ -94,33 +94,60 @@ def stream(
         chunk: draws between two visits to the host.
         parallel: chains by "vmap" or by "map" (`lax.map`); "auto" chooses by platform.
     """
+    size = _size(data, batch_size)
+    for first in range(0, draws, chunk):
+        count = min(chunk, draws - first)
+        steps = np.where(np.arange(chunk) < count, thin, 0)  # a short last chunk runs the same program
+        run, out = _advance(run, data, steps, engine=engine, size=size, parallel=parallel)
+        positions, info = jax.tree.map(lambda x: np.asarray(x[:, :count]), out)  # noqa: B023
+        yield Chunk(positions, info, run)
+
+
+def skip(
+    engine: Engine,
+    run: Run,
+    data: Batch,
+    steps: int,
+    *,
+    batch_size: int | None = None,
+    chunk: int = 100,
+    parallel: Parallel = "auto",
+) -> Run:
+    """Takes steps and keeps no draw, by the program that `stream` with the same settings has compiled or will."""
+    spread = np.diff(np.linspace(0, steps, chunk + 1).astype(int))
+    return _advance(run, data, spread, engine=engine, size=_size(data, batch_size), parallel=parallel)[0]
+
+
+def _size(data: Batch, batch_size: int | None) -> int:
     size = length(data) if batch_size is None else batch_size
     if not 0 < size <= length(data):
         raise ValueError(f"batch_size = {batch_size}; between 1 and the {length(data)} data is needed")
+    return size
 
-    def chain(state, key, steps, data, draws):
-        def step(carry, t):
+
+@partial(jax.jit, static_argnames=("engine", "size", "parallel"))
+def _advance(
+    run: Run, data: Batch, steps: Int[Array, "draws"], *, engine: Engine, size: int, parallel: Parallel
+) -> tuple[Run, tuple[Position, Any]]:
+    """One draw after each of the given numbers of steps: the run after them, (positions, info) [chain, draw, ...]."""
+    ends = run.steps + jnp.cumsum(steps)
+
+    def chain(state, key):
+        def step(t, carry):
             batch_key, step_key = jax.random.split(jax.random.fold_in(key, t))
-            state, _ = carry
-            return engine.step(step_key, state, draw_batch(batch_key, data, size))
+            return engine.step(step_key, carry[0], draw_batch(batch_key, data, size))
 
-        def draw(state, t):
-            info = jax.eval_shape(lambda s: step((s, None), t)[1], state)
-            blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), info)
-            state, info = jax.lax.fori_loop(0, thin, lambda i, carry: step(carry, t + i), (state, blank))
+        info = jax.eval_shape(lambda state: step(0, (state, None))[1], state)
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), info)
+
+        def draw(state, bounds):
+            state, info = jax.lax.fori_loop(bounds[0], bounds[1], step, (state, blank))
             return state, (engine.position(state), info)
 
-        return jax.lax.scan(draw, state, steps + thin * jnp.arange(draws))
+        return jax.lax.scan(draw, state, (ends - steps, ends))
 
-    @partial(jax.jit, static_argnums=2)
-    def advance(run, data, draws):
-        each = over(lambda state, key: chain(state, key, run.steps, data, draws), parallel)
-        states, out = each(run.states, run.keys)
-        return Run(states, run.keys, run.steps + thin * draws), out
-
-    for first in range(0, draws, chunk):
-        run, (positions, info) = advance(run, data, min(chunk, draws - first))
-        yield Chunk(jax.tree.map(np.asarray, positions), jax.tree.map(np.asarray, info), run)
+    states, out = over(chain, parallel)(run.states, run.keys)
+    return Run(states, run.keys, ends[-1]), out
 
 
 def sample(
@@ -148,8 +175,7 @@ def sample(
     run = start(engine, start_key, positions, parallel)
     settings: dict[str, Any] = {"batch_size": batch_size, "chunk": chunk, "parallel": parallel}
     if burn_in:
-        for piece in stream(engine, run, data, draws=1, thin=burn_in, **settings):
-            run = piece.run
+        run = skip(engine, run, data, burn_in, **settings)
     pieces = []
     for piece in stream(engine, run, data, draws=draws, thin=thin, **settings):
         pieces.append((piece.positions, piece.info._asdict()))
