@@ -87,7 +87,7 @@ def sghmc(
         x = x + h/2 scale u
         u = c u + sqrt(T (1 - c^2) - T n (1 + c)^2) xi              xi ~ N(0, 1)
         x = x + h/2 scale u
-        u = u + h scale g(x)
+        u = u + (h + h') / 2 scale g(x)                             h' is the next step's h
 
     With the exact gradient x has the right variance on any Gaussian at any stable h. Batches add variance
     n (1 + c) / (1 - c) in units of the posterior's; the second line raises the friction where that passes
@@ -127,7 +127,7 @@ def sghmc(
 
     def step(key: Key[Array, ""], state: State, batch: Batch) -> tuple[State, Info]:
         noise_key, reset_key, update_key = jax.random.split(key, 3)
-        h = step_size if cycle is None else step_size * (1 + jnp.cos(jnp.pi * (state.step % cycle) / cycle)) / 2
+        h, h_next = size_at(state.step), size_at(state.step + 1)
         n = jax.tree.map(lambda s, b: (h * s) ** 2 * b / (4 * temperature), state.scale, state.noise)
         c = jax.tree.map(lambda n: damping(n, h), n)
         share = jax.tree.map(lambda n, c: n * (1 + c) / (1 - c), n, c)  # of the variance
@@ -143,7 +143,7 @@ def sghmc(
         middle = _kick(momentum, now.gradient, state.scale, h / 2)
         moved = State(
             position,
-            _kick(middle, now.gradient, state.scale, h / 2),
+            _kick(middle, now.gradient, state.scale, h_next / 2),
             *adapt(state, now),
             step=state.step + 1,
             nonfinite=state.nonfinite,
@@ -166,6 +166,9 @@ def sghmc(
             nonfinite=new.nonfinite,
         )
         return new, info
+
+    def size_at(step):
+        return step_size if cycle is None else step_size * (1 + jnp.cos(jnp.pi * (step % cycle) / cycle)) / 2
 
     def damping(n, h):
         c = math.exp(-friction * step_size) if cycle is None else jnp.exp(-friction * h)

@@ -162,7 +162,7 @@ def svgd(
         moved = (with_noise(key, state, each, share) if noisy else without_noise(state, g))._replace(
             variance_ratio=running_mean(state.variance_ratio, ratio, state.step - state.nonfinite)
         )
-        finite = all_finite((moved, log_density))
+        finite = all_finite((moved.particles if noisy else g, log_density))
         undone = state._replace(nonfinite=state.nonfinite + 1)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, undone)._replace(step=state.step + 1)
         n, adapting = len(log_density), state.step < burn_in
