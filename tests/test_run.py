@@ -386,7 +386,7 @@ def test_places_that_cannot_be_used(finished, tmp_path):
     (tmp_path / "empty").mkdir()
     before = final_bytes(finished[0].path)
     for out in (finished[0].path, tmp_path / "file"):
-        with pytest.raises(RunError, match="already there .* nothing is overwritten"):
+        with pytest.raises(RunError, match=r"already there .* nothing is overwritten"):
             run.run(settings(), out)
     with pytest.raises(RunError, match="cannot be"):
         run.run(settings(), tmp_path / "file" / "inside")

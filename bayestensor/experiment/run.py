@@ -72,7 +72,8 @@ class _Session:
         engine = build.ENGINES[config.engine.name](config, self.model, posterior, len(x) // config.train.batch_size)
         self.trainer = Trainer(engine, x, y, config.train.batch_size, build.preparation(config, self.scale), train_key)
         self.predict = measure.predictor(self.model, self.scale)
-        position = initial(start_key)
+        fresh = self.trainer.start(initial, start_key)
+        position = engine.position(fresh.state)
         self.initial_ranks = measure.ranks(self.model, position)
         self.params_initial = measure.num_weights(position)
         if self.folder.plans_file.exists():
@@ -80,7 +81,7 @@ class _Session:
         self.first_step_seconds: float | None = None
         self.collapsed: list[str] = []
         self.before_pruning: dict[str, Any] | None = None  # what the first cut found
-        self._restore(self.trainer.start(position))
+        self._restore(fresh)
 
     def _load_data(self) -> None:
         section = self.config.data

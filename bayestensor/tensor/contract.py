@@ -58,13 +58,13 @@ def _paired(a: Array, b: Array, shared: int, summed: int) -> Array:
     flat = a.shape[:shared], math.prod(a.shape[a.ndim - summed :])
     batch, inner = math.prod(flat[0]), flat[1]
     a, b = (x.reshape(batch, math.prod(axes), inner) for x, axes in ((a, own), (b, other)))
-    product = a[0] @ b[0].T if batch == 1 else jnp.matmul(a, b.mT)
+    product = a.squeeze(0) @ b.squeeze(0).T if batch == 1 else jnp.matmul(a, b.mT)
     return product.reshape(*flat[0], *own, *other)
 
 
 def _arranged(array: Array, legs: tuple[str, ...], output: tuple[str, ...]) -> Array:
     """Axes `legs` summed down to and put in the order of `output`; axes that stay neighbours move as one."""
-    array = array.sum([k for k, leg in enumerate(legs) if leg not in output])
+    array = jnp.sum(array, axis=tuple(k for k, leg in enumerate(legs) if leg not in output))
     legs = tuple(leg for leg in legs if leg in output)
     if legs == output:
         return array

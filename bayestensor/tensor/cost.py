@@ -16,11 +16,11 @@ from bayestensor.tensor.network import Network
 from bayestensor.tensor.paths import contraction_path
 
 FLOP = 1 / 130e9  # s an operation inside a matrix product
-COPY = 1e-9  # s an entry that is transposed by a loop
+COPY = 0.7e-9  # s an entry that is transposed by a loop
 SPREAD = 0.2e-9  # s an entry of a factor repeated for every product of a batch of them
-GATHER = 0.8e-9  # s an entry of such a factor's gradient, added up over the batch
+GATHER = 2e-9  # s an entry of such a factor's gradient, added up over the batch
 KEEP = 3e-9  # s an entry that a turn of a loop leaves for the gradient: written into a slice and read from it
-BYTE = ((2**20, 1 / 40e9), (2**22, 1 / 10e9), (2**63, 1 / 3e9))  # array up to so many bytes, s a byte written and read
+BYTE = ((2**21, 1 / 40e9), (2**22, 1 / 10e9), (2**63, 1 / 3e9))  # array up to so many bytes, s a byte written and read
 OP = 0.7e-6  # s to start one operation
 CALL = 0.25e-6  # s to start one matrix product of a batch of them
 TURN = 1.5e-6  # s for one turn of a loop
@@ -59,9 +59,9 @@ def chain_cost(
     forming = [_forming(network, step.group, step.factor) for step in steps]
     once_flops = sum(flops for flops, _, _ in forming)
     once = sum(_forming_seconds(*f, itemsize) for f in forming)
-    there = sum(_step_seconds(step, size, itemsize, gradient=False) for step in steps)
+    forward = [_step_seconds(step, size, itemsize, gradient=False) for step in steps]
     ends = _end_seconds(network, steps, size)
-    there += ends
+    there = sum(forward) + ends
     per_turn = there * turns + (TURN * turns if tile else 0)
     back = 0.0
     if backward:
@@ -71,8 +71,9 @@ def chain_cost(
             back += TURN + _traffic(3 * itemsize * grown)
         back = back * turns + 2 * once
     kept = turns * sum(math.prod(size[leg] for leg in step.result) for step in steps[:-1])
+    again = turns * sum(forward[:-1])  # no gradient needs the last product
     flops = once_flops + turns * sum(2 * math.prod(size[leg] for leg in _all_legs(step)) for step in steps)
-    return Cost(flops, once + per_turn, back, KEEP * kept if tile else 0.0, there * turns)
+    return Cost(flops, once + per_turn, back, KEEP * kept if tile else 0.0, again)
 
 
 def _all_legs(step: Step) -> tuple[str, ...]:
