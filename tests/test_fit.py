@@ -13,7 +13,7 @@ import bayestensor as bt
 
 pytestmark = pytest.mark.promoting  # Optax's Adam: a float to the power of a whole number of steps
 
-RANK, NOISE, N = 3, 0.3, 1500
+RANK, NOISE, N = 3, 0.3, 400
 
 
 def low_rank_data(seed=0):
@@ -34,11 +34,12 @@ def regression():
         x,
         y,
         likelihood=bt.Gaussian(),
-        optimizer=optax.adam(optax.cosine_decay_schedule(0.03, 40 * 15)),
-        epochs=40,
-        batch_size=100,
+        optimizer=optax.adam(optax.cosine_decay_schedule(0.1, 100 * 8)),
+        epochs=100,
+        batch_size=50,
+        temperature=5.0,  # at 1 the last slice too many needs ten times the steps to go
         ramp_epochs=10,
-        prune_epochs=(20, 30),
+        prune_epochs=(60, 80),
         rule=bt.norm_lost(0.05),
         callback=told.append,
     )
@@ -46,7 +47,8 @@ def regression():
 
 
 def test_the_true_rank_map_and_noise_are_found(regression):
-    """With 12,000 responses the sd of a noise estimate is 0.6 % of it: 10 % would show a lost factor, 2 no more."""
+    """The sd of a noise estimate from 3,200 responses is 1.3 % of it: 10 % is 8 sd, and shows a response lost in
+    the sum, a variance taken for an sd, or slices cut that were needed."""
     fit, _, x, y, W = regression
     assert fit.ranks == {"kernel": {"b1": RANK}}
     assert fit.num_parameters == RANK * (8 + 12)
@@ -54,16 +56,16 @@ def test_the_true_rank_map_and_noise_are_found(regression):
     assert abs(noise / NOISE - 1) < 0.1
     found = np.asarray(bt.matrix(fit.module.kernel.tensor))
     assert np.linalg.norm(found - W) < 0.05 * np.linalg.norm(W)
-    np.testing.assert_allclose(fit.predict(x[:1100]), x[:1100] @ found.T, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(fit.predict(x), x @ found.T, rtol=1e-3, atol=1e-3)
 
 
 def test_the_history_is_told_epoch_by_epoch(regression):
     fit, told, *_ = regression
     assert told == fit.history
-    assert [record["epoch"] for record in told] == list(range(1, 41))
+    assert [record["epoch"] for record in told] == list(range(1, 101))
     assert set(told[0]) == {"epoch", "loss", "nll", "num_parameters"}
     parameters = [record["num_parameters"] for record in told]
-    assert parameters[18] == 7 * 20 and parameters[19] < 7 * 20 and parameters[-1] == fit.num_parameters
+    assert parameters[58] == 7 * 20 > parameters[59] and parameters[-1] == fit.num_parameters
     assert told[-1]["nll"] < told[0]["nll"]
 
 
@@ -93,9 +95,9 @@ def test_the_same_seed_gives_the_same_bits():
 def test_the_model_that_was_given_can_be_used_again():
     x, y, _ = low_rank_data()
     model = bt.MLP([bt.tt_matrix((2, 4), (3, 4), 3), (8, 8)], rngs=nnx.Rngs(0))
-    before = model(x[:2])
+    before = model(jnp.asarray(x[:2]))
     ends = [bt.fit_map(model, x[:100], y[:100], likelihood=bt.Gaussian(), epochs=1, batch_size=50) for _ in range(2)]
-    np.testing.assert_array_equal(model(x[:2]), before)
+    np.testing.assert_array_equal(model(jnp.asarray(x[:2])), before)
     jax.tree.map(np.testing.assert_array_equal, ends[0].position, ends[1].position)
 
 
