@@ -32,7 +32,9 @@ def ours(particles, **settings):
 
 
 def of_blackjax(particles):
-    algorithm = blackjax.svgd(jax.grad(lambda x: -0.5 * (x**2).sum()), optax.adagrad(0.05), rbf_kernel, update_median_heuristic)
+    algorithm = blackjax.svgd(
+        jax.grad(lambda x: -0.5 * (x**2).sum()), optax.adagrad(0.05), rbf_kernel, update_median_heuristic
+    )
     return jax.jit(algorithm.step), algorithm.init(particles, {"length_scale": 1.0})
 
 
@@ -81,7 +83,10 @@ def main() -> None:
         for name, build in SUBJECTS.items():
             seconds, temporaries = measure(build, particles, arguments.repeats)
             base = base or seconds
-            print(f"  {name:24} {1e3 * seconds:9.1f} ms   {seconds / base:6.1f}x   temporaries {temporaries:5.1f}x", flush=True)
+            print(
+                f"  {name:24} {1e3 * seconds:9.1f} ms   {seconds / base:6.1f}x   temporaries {temporaries:5.1f}x",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
