@@ -6,25 +6,78 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 
+from bayestensor.tensor.lower import BATCH, Step, lower
 from bayestensor.tensor.network import Factored, Network
-from bayestensor.tensor.plan import contraction_path
+from bayestensor.tensor.paths import contraction_path
+from bayestensor.tensor.plan import Plan, check_plan, plan_matvec
 from bayestensor.typing import Array, Float, Int
 
 Term: TypeAlias = tuple[Array, tuple[str, ...]]  # an array and the names of its axes
 
 
 def contract(terms: Sequence[Term], output: tuple[str, ...]) -> Array:
-    """Einsum of named axes, pairwise, in the order of fewest operations."""
+    """Einsum of named axes, pairwise, in the order of fewest operations.
+
+    Each array is asked for in the order its next product wants, so that axes move while arrays are small.
+    """
     legs = tuple(legs for _, legs in terms)
     shapes = tuple(tuple(array.shape) for array, _ in terms)
-    number = {leg: k for k, leg in enumerate(dict.fromkeys(leg for term in legs for leg in term))}
-    operands: list = []
-    for array, term in terms:
-        operands += [array, [number[leg] for leg in term]]
-    path = contraction_path(legs, shapes, output)
-    return jnp.einsum(*operands, [number[leg] for leg in output], optimize=list(path))
+    tree: list = list(range(len(terms)))
+    for pair in contraction_path(legs, shapes, output):
+        tree.append(tuple(tree.pop(k) for k in sorted(pair, reverse=True)))
+    return _contract(terms, tree[0], output)
+
+
+def _contract(terms: Sequence[Term], node, output: tuple[str, ...]) -> Array:
+    """The product of a tree's arrays (leaves are places in `terms`), its axes as in `output`."""
+    if isinstance(node, tuple) and len(node) == 1:
+        node = node[0]
+    if isinstance(node, int):
+        return _arranged(*terms[node], output)
+    left, right = (set().union(*(terms[k][1] for k in _leaves(part))) for part in node)
+    shared = [leg for leg in output if leg in left and leg in right]
+    alone = [
+        [leg for leg in output if leg in one and leg not in other] for one, other in ((left, right), (right, left))
+    ]
+    summed = sorted((left & right).difference(output))
+    first, second = (_contract(terms, part, (*shared, *own, *summed)) for part, own in zip(node, alone, strict=True))
+    product = _paired(first, second, len(shared), len(summed))
+    return _arranged(product, (*shared, *alone[0], *alone[1]), output)
+
+
+def _leaves(node) -> list[int]:
+    return [node] if isinstance(node, int) else [leaf for part in node for leaf in _leaves(part)]
+
+
+def _paired(a: Array, b: Array, shared: int, summed: int) -> Array:
+    """`[S, M, K]` and `[S, N, K]` to `[S, M, N]`, each letter any number of axes."""
+    own, other = a.shape[shared : a.ndim - summed], b.shape[shared : b.ndim - summed]
+    flat = a.shape[:shared], math.prod(a.shape[a.ndim - summed :])
+    batch, inner = math.prod(flat[0]), flat[1]
+    a, b = (x.reshape(batch, math.prod(axes), inner) for x, axes in ((a, own), (b, other)))
+    product = a.squeeze(0) @ b.squeeze(0).T if batch == 1 else jnp.matmul(a, b.mT)
+    return product.reshape(*flat[0], *own, *other)
+
+
+def _arranged(array: Array, legs: tuple[str, ...], output: tuple[str, ...]) -> Array:
+    """Axes `legs` summed down to and put in the order of `output`; axes that stay neighbours move as one."""
+    array = jnp.sum(array, axis=tuple(k for k, leg in enumerate(legs) if leg not in output))
+    legs = tuple(leg for leg in legs if leg in output)
+    if legs == output:
+        return array
+    shape = [array.shape[legs.index(leg)] for leg in output]
+    runs: list[list[str]] = []
+    for leg in legs:
+        if runs and output.index(leg) == output.index(runs[-1][-1]) + 1:
+            runs[-1].append(leg)
+        else:
+            runs.append([leg])
+    order = sorted(range(len(runs)), key=lambda k: output.index(runs[k][0]))
+    merged = array.reshape([math.prod(array.shape[legs.index(leg)] for leg in run) for run in runs])
+    return merged.transpose(order).reshape(shape)
 
 
 def _core_terms(tensor: Factored) -> list[Term]:
@@ -41,20 +94,62 @@ def matrix(tensor: Factored) -> Float[Array, "rows cols"]:
     return dense(tensor).reshape(tensor.network.matrix_shape)
 
 
-def matvec(tensor: Factored, x: Float[Array, "*batch cols"]) -> Float[Array, "*batch rows"]:
-    """`y[..., i] = sum_j X[i, j] x[..., j]` without forming X.
+def matvec(tensor: Factored, x: Float[Array, "*batch cols"], plan: Plan | None = None) -> Float[Array, "*batch rows"]:
+    """`y[..., i] = sum_j X[i, j] x[..., j]`, by the plan or else by the one counted cheapest for this batch.
 
     Raises:
-        ValueError: the last axis of x is not the product of the column sizes.
+        ValueError: the last axis of x is not the product of the column sizes, or the plan is for another network.
     """
     network = tensor.network
     rows, cols = network.matrix_shape
-    if x.shape[-1] != cols:
-        raise ValueError(f"x has last axis {x.shape[-1]}; the columns of this network multiply to {cols}")
-    batch = x.shape[:-1]
-    split = x.reshape(math.prod(batch), *(network.size[leg] for leg in network.cols))
-    y = contract([(split, ("batch", *network.cols)), *_core_terms(tensor)], ("batch", *network.rows))
-    return y.reshape(*batch, rows)
+    if x.shape[-1:] != (cols,):
+        raise ValueError(f"x has shape {x.shape}; its last axis must be {cols}, the product of the column sizes")
+    batch = math.prod(x.shape[:-1])
+    if plan is None:
+        plan = plan_matvec(network, max(batch, 1), itemsize=x.dtype.itemsize)
+    check_plan(plan, network)
+    steps = lower(network, plan.groups, plan.batch_last)
+    factors = [contract([(tensor.cores[n], network.core[n].legs) for n in s.group], s.factor) for s in steps]
+
+    def product(factors: list[Array], part: Array) -> Array:
+        return _chain(network, steps, factors, part)
+
+    flat = x.reshape(batch, cols)
+    if plan.rematerialise:
+        product = jax.checkpoint(product, prevent_cse=plan.tile is None)
+    if plan.tile is None or plan.tile >= batch or batch % plan.tile:
+        y = product(factors, flat)
+    else:
+        tiles = flat.reshape(batch // plan.tile, plan.tile, cols)
+        y = jax.lax.map(lambda part: product(factors, part), tiles)
+    return y.reshape(*x.shape[:-1], rows)
+
+
+def _chain(network: Network, steps: Sequence[Step], factors: Sequence[Array], x: Array) -> Array:
+    """x[batch, cols] through the steps of a plan, factors at hand."""
+    size = network.size | {BATCH: x.shape[0]}
+    held = x if steps[0].source[0] == BATCH else x.T
+    for step, factor in zip(steps, factors, strict=True):
+        held = _step(step, factor, held, size)
+    result, wanted, rows = steps[-1].result, (BATCH, *network.rows), network.matrix_shape[0]
+    if result == (*network.rows, BATCH):
+        return held.reshape(rows, x.shape[0]).T
+    shaped = held.reshape([size[leg] for leg in result])
+    return shaped.transpose([result.index(leg) for leg in wanted]).reshape(x.shape[0], rows)
+
+
+def _step(step: Step, factor: Array, held: Array, size: Mapping[str, int]) -> Array:
+    if step.kind == "general":
+        return contract(
+            [(held.reshape([size[leg] for leg in step.source]), step.source), (factor, step.factor)], step.result
+        )
+    p, k, q, m = step.sizes(size)
+    matrix = factor.reshape(m, k)
+    if step.kind == "front":
+        return matrix @ held.reshape(k, q)
+    if step.kind == "back":
+        return held.reshape(p, k) @ matrix.T
+    return jnp.broadcast_to(matrix, (p, m, k)) @ held.reshape(p, k, q)
 
 
 def rows(tensor: Factored, index: Int[Array, "*batch"]) -> Float[Array, "*batch cols"]:
@@ -63,7 +158,7 @@ def rows(tensor: Factored, index: Int[Array, "*batch"]) -> Float[Array, "*batch 
     sizes = tuple(network.size[leg] for leg in network.rows)
     flat = index.reshape(-1)
     at = dict(zip(network.rows, jnp.unravel_index(flat, sizes), strict=True))
-    out = contract(_gathered(tensor, at), ("batch", *network.cols))
+    out = contract(_gathered(tensor, at, flat.size), ("batch", *network.cols))
     return out.reshape(*index.shape, network.matrix_shape[1])
 
 
@@ -76,12 +171,15 @@ def entries(tensor: Factored, coords: Int[Array, "n modes"]) -> Float[Array, "n"
     modes = tensor.network.modes
     if coords.ndim != 2 or coords.shape[1] != len(modes):
         raise ValueError(f"coords has shape {coords.shape}; one column for each of the {len(modes)} modes is needed")
-    return contract(_gathered(tensor, {leg: coords[:, k] for k, leg in enumerate(modes)}), ("batch",))
+    at = {leg: coords[:, k] for k, leg in enumerate(modes)}
+    return contract(_gathered(tensor, at, len(coords)), ("batch",))
 
 
-def _gathered(tensor: Factored, at: Mapping[str, Array]) -> list[Term]:
+def _gathered(tensor: Factored, at: Mapping[str, Array], batch: int) -> list[Term]:
     """Core terms with the modes in `at` replaced by a common leading axis `batch`."""
-    terms = []
+    terms: list[Term] = []
+    if not at:  # nothing to gather: the same for the whole batch
+        terms.append((jnp.ones(batch, jnp.result_type(*tensor.cores.values())), ("batch",)))
     for array, legs in _core_terms(tensor):
         picked = [leg for leg in legs if leg in at]
         if not picked:
@@ -94,12 +192,24 @@ def _gathered(tensor: Factored, at: Mapping[str, Array]) -> list[Term]:
 
 
 def inner(a: Factored, b: Factored) -> Float[Array, ""]:
-    """`<A, B> = sum_x A[x] B[x]`, the two networks joined at their modes."""
+    """`<A, B> = sum_x A[x] B[x]`, the two networks joined at their modes.
+
+    Raises:
+        ValueError: the modes or their sizes differ.
+    """
+    if (a.network.modes, a.network.shape) != (b.network.modes, b.network.shape):
+        of_a, of_b = (dict(zip(t.network.modes, t.network.shape, strict=True)) for t in (a, b))
+        raise ValueError(f"tensors with modes {of_a} and {of_b} have no inner product; their modes must agree")
     return contract([*_core_terms(a), *_renamed(b, keep=a.network.modes)], ())
 
 
 def slice_norms(tensor: Factored, bond: str) -> Float[Array, "rank"]:
-    """`||X restricted to bond = r||` for each r: the norm lost if index r goes, X contracted with itself."""
+    """`||X restricted to bond = r||` for each r: the norm lost if index r goes, X contracted with itself.
+
+    Raises:
+        ValueError: `bond` is no bond of the network.
+    """
+    tensor.network.check_bond(bond)
     return jnp.sqrt(jnp.maximum(_squared_slices(tensor, bond), 0))
 
 
@@ -137,9 +247,10 @@ def bond_energy(
         variance: sigma_core^2.
 
     Raises:
-        ValueError: a core is shrunk by `bond` more than once, so that no single D and M exist.
+        ValueError: `bond` is no bond, or a core is shrunk by it more than once, so that no single D and M exist.
     """
-    energy = jnp.zeros(network.size[bond])
+    network.check_bond(bond)
+    energy = jnp.zeros(network.size[bond], jnp.result_type(*cores.values()))
     for core in network.cores:
         shrunk_by = network.shrunk_by(core.name)
         times = shrunk_by.count(bond)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Literal, TypeAlias
 
 from bayestensor.tensor.network import Core, Network
@@ -17,6 +18,13 @@ Rank: TypeAlias = int | Mapping[str, int] | Literal["full"]
 
 
 def _modes(rows: Shape, cols: Shape) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, int]]:
+    if not (*rows, *cols):
+        raise ValueError("a tensor without modes has no format; give at least one row or column size")
+    for size in (*rows, *cols):
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+            raise ValueError(
+                f"a mode of size {size!r} in rows {rows}, cols {cols}; sizes are whole numbers of at least 1"
+            )
     row_legs = tuple(f"i{k}" for k in range(len(rows)))
     col_legs = tuple(f"j{k}" for k in range(len(cols)))
     return row_legs, col_legs, dict(zip(row_legs + col_legs, (*rows, *cols), strict=True))
@@ -29,9 +37,9 @@ def _ranks(rank: Rank, full: Mapping[str, int]) -> dict[str, int]:
         if set(rank) != set(full):
             raise ValueError(f"ranks name the bonds {sorted(rank)}; this format has {sorted(full)}")
         return dict(rank)
-    if isinstance(rank, str):
-        raise ValueError(f"rank is {rank!r}; it is a whole number, a mapping bond -> number, or 'full'")
-    return dict.fromkeys(full, rank)
+    if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
+        raise ValueError(f"rank is {rank!r}; it is a whole number of at least 1, a mapping bond -> number, or 'full'")
+    return dict.fromkeys(full, int(rank))
 
 
 def _smaller_side(sizes: Sequence[int], inside: slice) -> int:
@@ -94,6 +102,7 @@ def tensor_ring(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Network:
     row_legs, col_legs, sizes = _modes(rows, cols)
     modes = row_legs + col_legs
     if len(modes) == 1:
+        _ranks(rank, {})  # there is no bond: only to refuse what is no rank
         return Network((Core("core0", modes),), sizes, row_legs, col_legs)
     bonds = [f"b{k}" for k in range(len(modes))]
     full = {bond: _smaller_side(list(sizes.values()), slice(0, k)) for k, bond in enumerate(bonds)}
@@ -110,8 +119,8 @@ def block_term(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Network:
     bonds = tuple(f"r{k}" for k in range(len(modes)))
     full = {"block": 1} | {bond: _smaller_side(list(sizes.values()), slice(k, k + 1)) for k, bond in enumerate(bonds)}
     ranks = _ranks(rank, full)
-    if isinstance(rank, int):
-        ranks["block"] = min(2, rank)
+    if isinstance(rank, Integral):
+        ranks["block"] = min(2, int(rank))
     cores = (
         Core("core", ("block", *bonds)),
         *(Core(f"factor{k}", ("block", leg, bonds[k])) for k, leg in enumerate(modes)),

@@ -40,7 +40,8 @@ class Network:
         cols: legs of the input (right) index of the matrix view, slowest first.
 
     Raises:
-        ValueError: names that repeat, legs without a size, modes that no core carries, sizes below 1.
+        ValueError: names that repeat or are no identifier, legs without a size, modes that no core carries,
+            sizes below 1.
     """
 
     cores: tuple[Core, ...]
@@ -51,6 +52,10 @@ class Network:
     def __post_init__(self):
         sizes = dict(self.sizes)  # accepts a mapping or pairs
         for leg, size in sizes.items():
+            if not str(leg).isidentifier() or leg == "batch":
+                raise ValueError(
+                    f"leg {leg!r} is no usable name; legs are named like Python variables, and not 'batch'"
+                )
             if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
                 raise ValueError(f"size of leg {leg!r} is {size!r}; sizes are whole numbers of at least 1")
         modes = (*self.rows, *self.cols)
@@ -133,8 +138,14 @@ class Network:
         """Bytes of all cores at `itemsize` bytes an entry."""
         return itemsize * self.num_parameters
 
+    def check_bond(self, bond: str) -> None:
+        """Raise ValueError, naming the bonds there are, if `bond` is none of them."""
+        if bond not in self.bonds:
+            raise ValueError(f"{bond!r} is no bond of this network; its bonds are {list(self.bonds)}")
+
     def bond_count(self, bond: str) -> int:
         """D = number of core entries tied to one index of `bond` through `shrunk_by`."""
+        self.check_bond(bond)
         tied = (core for core in self.cores if bond in self.shrunk_by(core.name))
         return sum(math.prod(self.core_shape(core.name)) // self.size[bond] for core in tied)
 
@@ -146,6 +157,17 @@ class Network:
         return Network(self.cores, self.size | dict(sizes), self.rows, self.cols)
 
 
+def fitted(network: Network, cores: Mapping[str, Array]) -> Factored:
+    """The tensor whose bond sizes are read off its arrays: a network pruned or padded since `network` was declared."""
+    sizes = {
+        leg: size
+        for core in network.cores
+        for leg, size in zip(core.legs, cores[core.name].shape, strict=True)
+        if leg in network.bonds
+    }
+    return factored(network.resized(sizes), cores)
+
+
 def _refuse_repeats(what: str, names) -> None:
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated:
@@ -153,7 +175,7 @@ def _refuse_repeats(what: str, names) -> None:
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
 class Factored:
     """A network with its arrays: `cores[name]` has the shape of that core's legs. A pytree, final.
 

@@ -12,11 +12,12 @@ from bayestensor.typing import Array
 
 
 def keep_axes(legs: Sequence[str], keep: Mapping[str, np.ndarray]):
-    """A function that keeps the named indices of an array whose axes are `legs`.
+    """A function that keeps the named indices of an array whose last axes are `legs`.
 
-    Serves everything shaped like a core: the core, its gradient moments, its momentum.
+    Serves everything shaped like a core: the core, its gradient moments, its momentum, and stacks of them
+    (chains, particles) in leading axes.
     """
-    cuts = tuple((axis, np.asarray(keep[leg])) for axis, leg in enumerate(legs) if leg in keep)
+    cuts = tuple((axis - len(legs), np.asarray(keep[leg])) for axis, leg in enumerate(legs) if leg in keep)
 
     def cut(array: Array) -> Array:
         for axis, indices in cuts:
@@ -33,11 +34,14 @@ def keep_network(network: Network, keep: Mapping[str, np.ndarray]) -> Network:
         ValueError: a leg that is no bond, no index left, or an index out of range.
     """
     for bond, indices in keep.items():
-        if bond not in network.bonds:
-            raise ValueError(f"{bond!r} is no bond of this network; its bonds are {list(network.bonds)}")
+        network.check_bond(bond)
         indices, size = np.asarray(indices), network.size[bond]
         if indices.ndim != 1 or indices.size == 0:
             raise ValueError(f"bond {bond!r} would keep no index; keep at least one, or drop the layer")
+        if indices.dtype.kind not in "iu":
+            raise ValueError(
+                f"bond {bond!r} keeps {indices.dtype} values; give whole indices (np.flatnonzero of a mask)"
+            )
         if indices.min() < 0 or indices.max() >= size or len(set(indices.tolist())) < indices.size:
             raise ValueError(f"bond {bond!r} keeps indices {indices.tolist()}; they must differ and be below {size}")
     return network.resized({bond: len(indices) for bond, indices in keep.items()})
@@ -58,13 +62,13 @@ def pad(tensor: Factored, ranks: Mapping[str, int]) -> Factored:
     """
     network = tensor.network
     for bond, size in ranks.items():
-        if bond not in network.bonds:
-            raise ValueError(f"{bond!r} is no bond of this network; its bonds are {list(network.bonds)}")
+        network.check_bond(bond)
         if size < network.size[bond]:
             raise ValueError(f"bond {bond!r} has {network.size[bond]} indices; pad cannot shrink it to {size}")
     larger = network.resized(ranks)
-    cores = {
-        core.name: jnp.pad(tensor.cores[core.name], [(0, larger.size[leg] - network.size[leg]) for leg in core.legs])
-        for core in network.cores
-    }
+    cores = dict(tensor.cores)
+    for core in network.cores:
+        if core.legs:  # jnp.pad refuses an array without axes
+            wider = [(0, larger.size[leg] - network.size[leg]) for leg in core.legs]
+            cores[core.name] = jnp.pad(tensor.cores[core.name], wider)
     return Factored(larger, cores)

@@ -1,0 +1,170 @@
+"""What a config means before anything is trained: do its parts fit, and how large are its layers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bayestensor.errors import ConfigError
+from bayestensor.experiment import messages, registry
+
+if TYPE_CHECKING:
+    from bayestensor.experiment.config import Config
+    from bayestensor.tensor.network import Network
+
+MAX_PARAMETERS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear layer of a configured model.
+
+    Attributes:
+        name: layer0, layer1, ...
+        in_features: width of its input.
+        out_features: width of its output.
+        network: its kernel as a network of matrix shape (out, in), None where dense.
+        bias: whether it has one.
+        activation: what follows it, None after the last layer.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    network: Network | None
+    bias: bool
+    activation: str | None
+
+    @property
+    def dense_parameters(self) -> int:
+        """Parameters of the dense twin, bias included."""
+        return self.in_features * self.out_features + self.bias * self.out_features
+
+    @property
+    def parameters(self) -> int:
+        """Parameters at the start, bias included."""
+        if self.network is None:
+            return self.dense_parameters
+        return self.network.num_parameters + self.bias * self.out_features
+
+    def flops(self, batch: int) -> float:
+        """Operations of one forward pass per datum, cores contracted in the cheapest order for the batch."""
+        if self.network is None:
+            return 2 * self.in_features * self.out_features + self.bias * self.out_features
+        from bayestensor.tensor.plan import matvec_flops
+
+        return matvec_flops(self.network, batch) / batch + self.bias * self.out_features
+
+
+def check(config: Config) -> tuple[Layer, ...]:
+    """The layers of a config whose parts fit together.
+
+    Raises:
+        ConfigError: the first contradiction, naming the key, what was given and what is allowed.
+    """
+    _refuse(problems(config))
+    layers, found = [], []
+    widths = layer_widths(config)
+    for k, pair in enumerate(itertools.pairwise(widths)):
+        try:
+            layers.append(_layer(config, k, *pair))
+        except ValueError as error:
+            key = "model.rank" if config.model.shapes is None or "bond" in str(error) else f"model.shapes.{k}"
+            found.append(f"{key}: layer{k} in format {config.model.format}: {error}")
+    _refuse(found)
+    total = sum(layer.parameters for layer in layers)
+    if total > MAX_PARAMETERS:
+        _refuse([f"model.rank: given {config.model.rank!r}; {total} parameters, expected at most {MAX_PARAMETERS}"])
+    return tuple(layers)
+
+
+def problems(config: Config) -> list[str]:
+    """Contradictions between keys, those that need no network built; empty where there are none."""
+    return [*_shape_problems(config), *_time_problems(config), *_data_problems(config), *_prior_problems(config)]
+
+
+def layer_widths(config: Config) -> tuple[int, ...]:
+    """Widths from the input to the classes."""
+    facts = registry.DATASET_FACTS[config.data.name]
+    return (math.prod(facts.input_shape), *config.model.hidden, facts.classes)
+
+
+def _layer(config: Config, k: int, in_features: int, out_features: int) -> Layer:
+    from bayestensor.tensor import formats
+
+    model, last = config.model, k == len(config.model.hidden)
+    network = None
+    if model.format != "dense":
+        if model.shapes is None:
+            rows, cols = formats.matrix_shapes(out_features, in_features)
+        else:
+            cols, rows = model.shapes[k]
+        network = formats.FORMATS[model.format](rows, cols, rank=model.rank)
+    bias = model.output_bias if last else model.hidden_bias
+    return Layer(f"layer{k}", in_features, out_features, network, bias, None if last else model.activation)
+
+
+def _shape_problems(config: Config) -> list[str]:
+    model, widths = config.model, layer_widths(config)
+    if model.shapes is None:
+        return []
+    if model.format == "dense":
+        return ["model.shapes: given for format dense, which has none; leave it out or choose a tensor format"]
+    if len(model.shapes) != len(widths) - 1:
+        sizes = " -> ".join(map(str, widths))
+        return [f"model.shapes: given {len(model.shapes)} entries; expected {len(widths) - 1}, one a layer ({sizes})"]
+    found = []
+    for k, sides in enumerate(model.shapes):
+        for j, (side, modes, width) in enumerate(zip(("input", "output"), sides, widths[k : k + 2], strict=True)):
+            if math.prod(modes) != width:
+                given = f"{list(modes)} with product {math.prod(modes)}"
+                found.append(f"model.shapes.{k}.{j}: given {given}; expected product {width}, layer{k}'s {side} width")
+        if model.format == "tt_matrix" and len(sides[0]) != len(sides[1]):
+            given = f"{len(sides[0])} input and {len(sides[1])} output modes"
+            found.append(f"model.shapes.{k}: given {given}; tt_matrix pairs them, so fill up the shorter with 1")
+    return found
+
+
+def _time_problems(config: Config) -> list[str]:
+    epochs, cuts, engine = config.train.epochs, config.prune.epochs, config.engine
+    found = []
+    if list(cuts) != sorted(set(cuts)):
+        found.append(f"prune.epochs: given {list(cuts)}; expected rising epochs, each once")
+    if cuts and max(cuts) >= epochs:
+        found.append(
+            f"prune.epochs: given {max(cuts)}; expected below train.epochs = {epochs}, so that training goes on"
+        )
+    if engine.warmup_epochs + engine.ramp_epochs > epochs:
+        total = engine.warmup_epochs + engine.ramp_epochs
+        found.append(
+            f"engine.ramp_epochs: warm-up and ramp take {total:g} epochs; expected at most train.epochs = {epochs}"
+        )
+    if config.train.evaluate_every > epochs:
+        found.append(f"train.evaluate_every: given {config.train.evaluate_every}; expected at most {epochs} epochs")
+    budgets = [key for key in ("max_params", "max_flops", "max_ms") if getattr(config.prune, key) is not None]
+    if budgets and not cuts:
+        found.append(f"prune.{budgets[0]}: given without prune.epochs; a budget is met at those, expected at least one")
+    return found
+
+
+def _data_problems(config: Config) -> list[str]:
+    total = registry.DATASET_FACTS[config.data.name].num_train
+    held_out = round(config.data.validation * total)
+    if config.train.batch_size > total - held_out:
+        allowed = f"at most the {total - held_out} training data of {config.data.name}"
+        return [f"train.batch_size: given {config.train.batch_size}; expected {allowed}"]
+    return []
+
+
+def _prior_problems(config: Config) -> list[str]:
+    if config.prior.name == "log_uniform" and config.prior.s_min >= config.prior.s_max:
+        return [f"prior.s_min: given {config.prior.s_min}; expected below prior.s_max = {config.prior.s_max}"]
+    return []
+
+
+def _refuse(found: Sequence[str]) -> None:
+    if found:
+        raise ConfigError(messages.listed(found, "config"))

@@ -1,0 +1,100 @@
+"""Live progress of a run on a terminal; plain lines where output is no terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Console:
+    """Shows epochs, time left, accuracy, parameters and ranks as they come."""
+
+    def __init__(self, console: RichConsole | None = None):
+        self.console = console or RichConsole()
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._epochs = self._steps = 0
+        self._name = ""
+
+    def started(self, facts: dict[str, Any]) -> None:
+        """Name the run and open the bar."""
+        self._name, self._epochs, self._steps = facts["name"], facts["epochs"], facts["steps_per_epoch"]
+        resumed = f", from epoch {facts['first_epoch']}" if facts["first_epoch"] else ""
+        self.console.print(
+            f"[bold]{self._name}[/]: {facts['parameters']:,} parameters, {self._epochs} epochs{resumed}",
+            highlight=False,
+        )
+        self._close()
+        if self.console.is_terminal:
+            columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TimeElapsedColumn())
+            left = (TimeRemainingColumn(), TextColumn("left"))
+            self._bar = Progress(*columns, *left, console=self.console, transient=True)
+            self._bar.start()
+            done = facts["first_epoch"] * self._steps
+            label = f"{facts['first_epoch']}/{self._epochs}"
+            self._task = self._bar.add_task("", total=self._epochs * self._steps, completed=done, epoch=label)
+
+    def stepped(self, epoch: int, step: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=epoch * self._steps + step, epoch=f"{epoch}/{self._epochs}")
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """One line an evaluated epoch."""
+        accuracy = f"test {record['test_accuracy']:.2%}"
+        if record["validation_accuracy"] is not None:
+            accuracy = f"validation {record['validation_accuracy']:.2%}"
+        cut = "  [yellow]cut[/]" if record["event"] == "pruned" else ""
+        ranks = "  ".join(",".join(map(str, bonds.values())) for bonds in record["ranks"].values() if bonds)
+        shown = f"  ranks {ranks}" if ranks else ""
+        self.console.print(
+            f"  epoch {record['epoch']:>4}  {accuracy}  {record['num_parameters']:>9,} parameters{shown}{cut}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def said(self, line: str) -> None:
+        """One line."""
+        self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
+    def finished(self, summary: dict[str, Any]) -> None:
+        """Close the bar."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """Dense, before and after: parameters and test accuracy."""
+    table = Table(title=None, header_style="bold")
+    for column, justify in (
+        ("network", "left"),
+        ("parameters", "right"),
+        ("smaller", "right"),
+        ("test accuracy", "right"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    dense, twin = summary["params_dense"], summary.get("dense_twin")
+
+    def row(name: str, parameters: int, accuracy: float | None) -> None:
+        shown = "" if accuracy is None else f"{accuracy:.2%}"
+        table.add_row(name, f"{parameters:,}", f"{dense / parameters:.1f}x", shown)
+
+    row("dense twin", dense, twin and twin["test_accuracy"])
+    before = summary.get("before_pruning")
+    if before:
+        row(f"before the first cut (epoch {before['epoch']})", summary["params_initial"], before["test_accuracy"])
+    row("after the last cut" if before else "trained", summary["params_final"], summary["test_accuracy"])
+    return table

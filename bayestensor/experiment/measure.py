@@ -1,0 +1,94 @@
+"""What a run measures: predictions, their quality, sizes and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bayestensor.experiment.model_file import layer_spec
+from bayestensor.inference.train import in_pieces
+from bayestensor.tensor.plan import matvec_flops
+from bayestensor.typing import Array, Position
+
+if TYPE_CHECKING:
+    from bayestensor.models.neural import NeuralModel
+
+
+def predictor(model: NeuralModel, scale: Callable[[Array], Array]) -> Callable[[Position, ArrayLike], Array]:
+    """Compiled (position, raw inputs) -> log class probabilities."""
+
+    @jax.jit
+    def predict(position: Position, raw: Array) -> Array:
+        return jax.nn.log_softmax(in_pieces(lambda piece: model.apply(position, scale(piece)), raw))
+
+    return predict
+
+
+def accuracy_and_nll(log_probabilities: ArrayLike, labels: np.ndarray) -> tuple[float, float]:
+    """(share of labels met, mean negative log probability of the label)."""
+    log_p = np.asarray(log_probabilities, np.float64)
+    chosen = np.take_along_axis(log_p, labels[:, None].astype(np.int64), axis=1)
+    return float((log_p.argmax(1) == labels).mean()), float(-chosen.mean())
+
+
+def num_weights(position: Position) -> int:
+    """Numbers that the model needs to predict: weights and biases, not the scales, which only training needs."""
+    return sum(leaf.size for leaf in jax.tree.leaves(position["weights"]))
+
+
+def ranks(model: NeuralModel, position: Position) -> dict[str, dict[str, int]]:
+    """Layer -> bond -> size."""
+    return {name: tensor.network.ranks for name, tensor in model.tensors(position).items()}
+
+
+def scales(position: Position) -> dict[str, dict[str, list[float]]]:
+    """Layer -> bond -> v, largest first, to four digits."""
+    return {
+        layer: {
+            bond: [float(f"{v:.4g}") for v in np.sort(np.exp(np.asarray(log_v, np.float64)))[::-1]]
+            for bond, log_v in bonds.items()
+        }
+        for layer, bonds in position["log_scales"].items()
+    }
+
+
+def layer_table(model: NeuralModel, initial: dict[str, dict[str, int]], position: Position) -> list[dict[str, Any]]:
+    """Per linear layer: shape, and parameters and FLOPs (one input) dense, at first and now; biases included."""
+    tensors = model.tensors(position)
+    rows = []
+    for k, weights in position["weights"]["layers"].items():
+        name = f"layers.{k}"
+        fan_out, fan_in = tensors[name].network.matrix_shape if name in tensors else weights["kernel"].shape[::-1]
+        now = sum(leaf.size for leaf in jax.tree.leaves(weights))
+        row: dict[str, Any] = {"name": name, "shape": [fan_out, fan_in], "params_dense": fan_in * fan_out + fan_out}
+        row |= {"params_initial": now, "params_final": now}
+        row |= {"flops_dense": 2 * fan_in * fan_out, "flops_final": 2 * fan_in * fan_out}
+        if name in tensors:
+            network = tensors[name].network
+            row["params_initial"] += network.resized(initial[name]).num_parameters - network.num_parameters
+            row["flops_final"] = matvec_flops(network, 1)
+        rows.append(row)
+    return rows
+
+
+def model_layers(model: NeuralModel, position: Position, activation: str) -> tuple[list[dict], dict[str, np.ndarray]]:
+    """The layers of an MLP as a model file describes them, and its arrays by name."""
+    tensors = model.tensors(position)
+    layers: list[dict[str, Any]] = []
+    arrays: dict[str, np.ndarray] = {}
+    count = len(position["weights"]["layers"])
+    for k in range(count):
+        name, weights = f"layers.{k}", position["weights"]["layers"][k]
+        if name in tensors:
+            arrays |= {f"{name}.{core}": np.asarray(array) for core, array in tensors[name].cores.items()}
+        else:
+            arrays[f"{name}.kernel"] = np.asarray(weights["kernel"]).T  # (out, in), like a network's matrix
+        if "bias" in weights:
+            arrays[f"{name}.bias"] = np.asarray(weights["bias"])
+        network = tensors[name].network if name in tensors else None
+        layers.append(layer_spec(name, network, "bias" in weights, activation if k < count - 1 else None))
+    return layers, arrays

@@ -1,0 +1,165 @@
+"""A compressed model on disk: `model.npz` holds the parameters and nothing else, `model.json` what they mean.
+
+    {"format_version": 1, "input_shape": [28, 28], "scaling": {"shift": 0.0, "scale": 255.0}, "classes": 10,
+     "layers": [{"name": "layer0", "kind": "linear", "bias": true, "activation": "relu",
+                 "network": {"cores": [{"name": "core0", "legs": ["i0", "j0", "b1"]}, ...], "sizes": {"i0": 5, ...},
+                             "rows": ["i0", ...], "cols": ["j0", ...]}}, ...]}
+
+A layer computes `activation(W x + bias)`, W of shape (out, in); `network` is null where W is dense. The input is
+`(x - shift) / scale`, flattened. Arrays: layer0.core0, ... or layer0.kernel, and layer0.bias, all float32.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from bayestensor.errors import RunError
+from bayestensor.files import write_atomically
+from bayestensor.nn.linear import ACTIVATIONS
+from bayestensor.tensor.contract import matvec
+from bayestensor.tensor.network import Core, Network, factored
+from bayestensor.typing import Array, Float
+
+FORMAT_VERSION = 1
+
+
+def layer_spec(name: str, network: Network | None, bias: bool, activation: str | None) -> dict[str, Any]:
+    """One entry of a spec's `layers`."""
+    described = None
+    if network is not None:
+        cores = [{"name": core.name, "legs": list(core.legs)} for core in network.cores]
+        described = {"cores": cores, "sizes": network.size, "rows": list(network.rows), "cols": list(network.cols)}
+    return {"name": name, "kind": "linear", "network": described, "bias": bias, "activation": activation}
+
+
+def model_spec(
+    layers: Sequence[Mapping[str, Any]],
+    input_shape: Sequence[int],
+    classes: int,
+    shift: float | Sequence[float] = 0.0,
+    scale: float | Sequence[float] = 1.0,
+) -> dict[str, Any]:
+    """The spec of a chain of `layer_spec`s on inputs `(x - shift) / scale`."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "input_shape": list(input_shape),
+        "scaling": {"shift": np.asarray(shift).tolist(), "scale": np.asarray(scale).tolist()},
+        "layers": list(layers),
+        "classes": classes,
+    }
+
+
+def save_model(stem: str | Path, spec: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Write `<stem>.npz` and `<stem>.json`.
+
+    Raises:
+        RunError: arrays that do not fit the spec, entries that are not finite, a full disk.
+    """
+    arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    stem = Path(stem)
+    _fit(stem.with_suffix(".npz"), spec, arrays)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write_atomically(stem.with_suffix(".npz"), buffer.getvalue())
+    write_atomically(stem.with_suffix(".json"), (json.dumps(spec, indent=1, allow_nan=False) + "\n").encode())
+
+
+def load_model(stem: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The spec and arrays under a stem.
+
+    Raises:
+        RunError: a file that is missing, damaged, of another version, or that does not fit the other.
+    """
+    npz, description = Path(stem).with_suffix(".npz"), Path(stem).with_suffix(".json")
+    for path in (npz, description):
+        if not path.is_file():
+            raise RunError(f"{path}: no such file; a finished run writes it")
+    try:
+        spec = json.loads(description.read_bytes())
+        version = spec["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise RunError(f"{description}: damaged; expected a model description in JSON") from None
+    if version != FORMAT_VERSION:
+        raise RunError(f"{description}: format version {version}; this version reads {FORMAT_VERSION}")
+    try:
+        with np.load(npz, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, NotImplementedError):
+        raise RunError(f"{npz}: damaged; expected a NumPy archive of arrays") from None
+    try:
+        _fit(npz, spec, arrays)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{description}: damaged: {' '.join(str(error).split())}") from None
+    return spec, arrays
+
+
+def apply(
+    spec: Mapping[str, Any], arrays: Mapping[str, Array], x: Float[Array, "*batch in"]
+) -> Float[Array, "*batch classes"]:
+    """Logits of flat, unscaled inputs."""
+    scaling = spec["scaling"]
+    shift, scale = (jnp.broadcast_to(jnp.asarray(scaling[what], x.dtype), x.shape) for what in ("shift", "scale"))
+    x = (x - shift) / scale
+    for layer in spec["layers"]:
+        x = _linear(layer, arrays, x)
+        if layer["activation"] is not None:
+            x = ACTIVATIONS[layer["activation"]](x)
+    return x
+
+
+def layer_network(layer: Mapping[str, Any]) -> Network | None:
+    """The network a layer's spec describes, None where it is dense."""
+    described = layer["network"]
+    if described is None:
+        return None
+    cores = tuple(Core(core["name"], tuple(core["legs"])) for core in described["cores"])
+    return Network(cores, described["sizes"], tuple(described["rows"]), tuple(described["cols"]))
+
+
+def _linear(layer: Mapping[str, Any], arrays: Mapping[str, Array], x: Array) -> Array:
+    name, network = layer["name"], layer_network(layer)
+    if network is None:
+        y = x @ arrays[f"{name}.kernel"].T
+    else:
+        y = matvec(factored(network, {core: arrays[f"{name}.{core}"] for core in network.core}), x)
+    return y + jnp.broadcast_to(arrays[f"{name}.bias"], y.shape) if layer["bias"] else y
+
+
+def _fit(path: Path, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse arrays that are not exactly what the spec describes."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    width = math.prod(spec["input_shape"])
+    for layer in spec["layers"]:
+        name, network = layer["name"], layer_network(layer)
+        if layer["activation"] not in (None, *ACTIVATIONS):
+            raise RunError(f"{path}: {name} has activation {layer['activation']!r}; known: {', '.join(ACTIVATIONS)}")
+        if network is None:
+            kernel = arrays.get(f"{name}.kernel")
+            rows, cols = kernel.shape if kernel is not None and kernel.ndim == 2 else (-1, width)
+            wanted[f"{name}.kernel"] = (rows, cols)
+        else:
+            rows, cols = network.matrix_shape
+            wanted |= {f"{name}.{core}": network.core_shape(core) for core in network.core}
+        if layer["bias"]:
+            wanted[f"{name}.bias"] = (rows,)
+        if cols != width:
+            raise RunError(f"{path}: {name} takes {cols} inputs; {width} come in")
+        width = rows
+    if width != spec["classes"]:
+        raise RunError(f"{path}: the last layer gives {width} outputs; expected {spec['classes']} classes")
+    if set(wanted) != set(arrays):
+        raise RunError(f"{path}: holds arrays {sorted(arrays)}; the model has {sorted(wanted)}")
+    for name, shape in wanted.items():
+        if arrays[name].shape != shape or arrays[name].dtype != np.float32:
+            raise RunError(f"{path}: {name} is {arrays[name].dtype} {arrays[name].shape}; expected float32 {shape}")
+        if not np.isfinite(arrays[name]).all():
+            raise RunError(f"{path}: {name} has entries that are not finite")

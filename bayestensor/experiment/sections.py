@@ -1,0 +1,142 @@
+"""The sections of a config: one small model for everything that `registry` knows by name (engines: `engines`).
+
+Strict: no unknown key, no guessed type (a whole number may stand for a float), no NaN or infinity. Frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias, Union
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Positive: TypeAlias = Annotated[float, Field(gt=0)]
+NonNegative: TypeAlias = Annotated[float, Field(ge=0)]
+Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of every section."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def one_of(table: Mapping[str, type[Section]]) -> Any:
+    """The type of a section that is any of a table's, told apart by its `name`."""
+    if len(table) == 1:
+        return next(iter(table.values()))
+    return Annotated[Union[tuple(table.values())], Field(discriminator="name")]  # noqa: UP007
+
+
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+class _Images(Section):
+    validation: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the training data held out
+    scaling: Literal["unit", "signed", "standard"] = "unit"
+
+
+class Digits(_Images):
+    """scikit-learn's 8x8 digits."""
+
+    name: Literal["digits"]
+
+
+class Mnist(_Images):
+    """MNIST from idx files."""
+
+    name: Literal["mnist"]
+
+
+class FashionMnist(_Images):
+    """Fashion-MNIST from idx files."""
+
+    name: Literal["fashion_mnist"]
+
+
+# --- model --------------------------------------------------------------------------------------------------
+
+
+def _rank(value: Any) -> Any:
+    """An int, 'full', or bond -> int; judged here so that the message names all three."""
+    expected = "expected a whole number of at least 1, 'full', or a mapping bond -> whole number"
+    if isinstance(value, Mapping):
+        if not value:
+            raise ValueError(f"{expected}, not an empty mapping")
+        for bond, size in value.items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"bond {bond!r} has rank {size!r}; expected a whole number of at least 1")
+    elif value != "full" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(expected)
+    return value
+
+
+Rank: TypeAlias = Annotated[int | Literal["full"] | dict[str, int], BeforeValidator(_rank)]
+Modes: TypeAlias = Annotated[tuple[Count, ...], Field(min_length=1)]
+FORMAT_NAMES = (
+    "dense",
+    "cp",
+    "tucker",
+    "tensor_train",
+    "tt_matrix",
+    "tensor_ring",
+    "block_term",
+    "hierarchical_tucker",
+)
+
+
+class Mlp(Section):
+    """Linear layers with one activation between them."""
+
+    name: Literal["mlp"]
+    hidden: tuple[Count, ...] = (625,)
+    activation: Literal["relu", "gelu", "tanh", "silu"] = "relu"
+    hidden_bias: bool = True
+    output_bias: bool = True
+    format: Literal[FORMAT_NAMES] = "tt_matrix"  # type: ignore[valid-type]
+    rank: Rank = 20
+    shapes: tuple[tuple[Modes, Modes], ...] | None = None  # (input modes, output modes) a layer; null: chosen
+
+
+# --- prior --------------------------------------------------------------------------------------------------
+
+
+class _Prior(Section):
+    bias_sd: Positive = 100.0  # biases ~ N(0, bias_sd^2)
+
+    def hyperparameters(self) -> dict[str, float]:
+        """What the prior over the scales takes."""
+        return self.model_dump(exclude={"name", "bias_sd"})
+
+
+class LogUniform(_Prior):
+    """`p(s) ~ 1/s` on [s_min, s_max]."""
+
+    name: Literal["log_uniform"]
+    s_min: Positive = 1e-4
+    s_max: Positive = 1e2
+
+
+class HalfCauchy(_Prior):
+    """`s ~ half-Cauchy(eta)`."""
+
+    name: Literal["half_cauchy"]
+    eta: Positive = 1.0
+
+
+class InverseGamma(_Prior):
+    """`v ~ inverse-gamma(shape, scale)`."""
+
+    name: Literal["inverse_gamma"]
+    shape: Positive = 0.5
+    scale: Positive = 0.01
+
+
+class Gamma(_Prior):
+    """`s ~ gamma(shape, rate)`."""
+
+    name: Literal["gamma"]
+    shape: Positive = 1.0
+    rate: Positive = 5.0

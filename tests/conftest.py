@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import jax
+import pytest
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "promoting: runs third-party code that relies on dtype or rank promotion")
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request):
+    """No silent float32 + float64, no silent (3,) + (2, 3), unless the test is marked `promoting`."""
+    if request.node.get_closest_marker("promoting"):
+        yield
+        return
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """64-bit floats for one test."""
+    with jax.enable_x64(True):
+        yield
