@@ -49,7 +49,7 @@ def regression():
 def test_the_true_rank_map_and_noise_are_found(regression):
     """The sd of a noise estimate from 3,200 responses is 1.3 % of it: 10 % is 8 sd, and shows a response lost in
     the sum, a variance taken for an sd, or slices cut that were needed."""
-    fit, _, x, y, W = regression
+    fit, _, x, _, W = regression
     assert fit.ranks == {"kernel": {"b1": RANK}}
     assert fit.num_parameters == RANK * (8 + 12)
     noise = float(np.exp(fit.position["likelihood"]["log_noise"]))
