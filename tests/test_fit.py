@@ -49,7 +49,7 @@ def regression():
 def test_the_true_rank_map_and_noise_are_found(regression):
     """The sd of a noise estimate from 3,200 responses is 1.3 % of it: 10 % is 8 sd, and shows a response lost in
     the sum, a variance taken for an sd, or slices cut that were needed."""
-    fit, _, x, y, W = regression
+    fit, _, x, _, W = regression
     assert fit.ranks == {"kernel": {"b1": RANK}}
     assert fit.num_parameters == RANK * (8 + 12)
     noise = float(np.exp(fit.position["likelihood"]["log_noise"]))
@@ -133,6 +133,12 @@ def test_a_step_that_is_not_finite_is_named():
     x[17, 0] = np.nan
     with pytest.raises(FloatingPointError, match=r"step [0-3] is not finite in log density, inputs, .*core0.*; lower"):
         small(x=x)
+
+
+def test_a_fit_never_ends_with_numbers_that_are_not_finite():
+    """The last update overflows, and no step comes after it to tell."""
+    with pytest.raises(FloatingPointError, match=r"after epoch 1 .*core0.* not finite; lower the learning rate"):
+        small(epochs=1, batch_size=200, optimizer=optax.sgd(1e38))
 
 
 def test_cuts_may_start_from_any_optimiser():

@@ -58,9 +58,8 @@ class Trainer:
             return self.engine.init(engine_key, initial(key))
 
         keys = (key, jax.random.fold_in(self._key, 0))
-        options: dict[str, dict[str, Any]] = {
-            "cpu": {"xla_backend_optimization_level": 0}
-        }  # runs once: its compilation is all that it costs
+        # it runs once: its compilation is all that it costs
+        options: dict[str, dict[str, Any]] = {"cpu": {"xla_backend_optimization_level": 0}}
         compiled = jax.jit(begin).lower(*keys).compile(options.get(jax.default_backend()))
         return self.new_epoch(compiled(*keys))
 
@@ -89,7 +88,7 @@ class Trainer:
         value, gradient = jax.jit(jax.value_and_grad(posterior.log_density))(self.engine.position(state), batch)
         named = [("log density", value), ("inputs", batch[0])]
         named += [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)]
-        bad = [name for name, leaf in named if not bool(jnp.isfinite(leaf).all())]
+        bad = [name for name, leaf in named if not np.isfinite(leaf).all()]
         return ", ".join(bad) or "the update, whose gradient is finite"
 
     def _order(self, epoch: int) -> Array:
