@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from bayestensor.inference.base import map_positions
+from bayestensor.inference.base import map_positions, not_finite_arrays
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
 from bayestensor.inference.train import Trainer, in_pieces
 from bayestensor.models.likelihoods import Categorical, Likelihood
@@ -126,6 +126,8 @@ def fit_map(
         if (failed := int(carry.state.failed_at)) >= 0:
             names = trainer.not_finite(carry.state, posterior, *divmod(failed, steps))
             raise FloatingPointError(f"step {failed} is not finite in {names}; lower the learning rate")
+        if names := not_finite_arrays(carry.state):  # an update may overflow, which only the step after it would tell
+            raise FloatingPointError(f"after epoch {epoch + 1} {names} are not finite; lower the learning rate")
         if epoch + 1 in prune_epochs:
             state = _cut(neural, carry.state, carry.state.position, rule or norm_lost(1e-2))
             carry = carry._replace(state=state)

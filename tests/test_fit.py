@@ -135,6 +135,12 @@ def test_a_step_that_is_not_finite_is_named():
         small(x=x)
 
 
+def test_a_fit_never_ends_with_numbers_that_are_not_finite():
+    """The last update overflows, and no step comes after it to tell."""
+    with pytest.raises(FloatingPointError, match=r"after epoch 1 .*core0.* not finite; lower the learning rate"):
+        small(epochs=1, batch_size=200, optimizer=optax.sgd(1e38))
+
+
 def test_cuts_may_start_from_any_optimiser():
     by_part = {"weights": "adam", "log_scales": "sgd", "likelihood": "adam"}
     several = optax.multi_transform({"adam": optax.adam(1e-3), "sgd": optax.sgd(1e-2, momentum=0.9)}, by_part)

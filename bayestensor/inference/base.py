@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bayestensor.typing import Array, Batch, Float, Key, Position, Scalar
 
@@ -59,6 +60,13 @@ def all_finite(tree: Any) -> Scalar:
     """Whether every float of a pytree is finite."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+
+
+def not_finite_arrays(tree: Any) -> str:
+    """Names of the arrays that hold a NaN or an infinity, looked at on the host; empty where all is well."""
+    named = [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+    floats = [(name, x) for name, x in named if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return ", ".join(name for name, x in floats if not np.isfinite(x).all())
 
 
 def map_positions(state: Any, position: Position, functions: Any) -> Any:

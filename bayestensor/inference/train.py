@@ -88,7 +88,7 @@ class Trainer:
         value, gradient = jax.jit(jax.value_and_grad(posterior.log_density))(self.engine.position(state), batch)
         named = [("log density", value), ("inputs", batch[0])]
         named += [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)]
-        bad = [name for name, leaf in named if not bool(jnp.isfinite(leaf).all())]
+        bad = [name for name, leaf in named if not np.isfinite(leaf).all()]
         return ", ".join(bad) or "the update, whose gradient is finite"
 
     def _order(self, epoch: int) -> Array:
