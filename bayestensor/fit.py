@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from bayestensor.inference.base import map_positions
+from bayestensor.inference.base import map_positions, not_finite_arrays
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
 from bayestensor.inference.train import Trainer, in_pieces
 from bayestensor.models.likelihoods import Categorical, Likelihood
@@ -100,7 +100,7 @@ def fit_map(
         callback: told of each epoch.
 
     Raises:
-        ValueError: x and y of different lengths, a batch larger than the data.
+        ValueError: x and y of different lengths, a batch larger than the data, a cut beyond the last epoch.
         FloatingPointError: a step that is not finite.
     """
     x, y = jnp.asarray(x), jnp.asarray(y)
@@ -108,20 +108,26 @@ def fit_map(
         raise ValueError(f"x has {len(x)} rows and y has {len(y)}; they need one target a row")
     if not 1 <= batch_size <= len(x):
         raise ValueError(f"batch_size is {batch_size}; it is at least 1 and at most the {len(x)} rows of x")
+    if epochs < 1 or any(not 1 <= epoch <= epochs for epoch in prune_epochs):
+        raise ValueError(f"epochs is {epochs} and prune_epochs {tuple(prune_epochs)}; cuts fall in epochs 1 to epochs")
     neural = NeuralModel(model, prior or LogUniform(), likelihood or Categorical())
     steps = len(x) // batch_size
+    posterior = neural.posterior(len(x))
     engine = map_estimate(
-        neural.posterior(len(x)),
+        posterior,
         optimizer or optax.adam(optax.cosine_decay_schedule(5e-3, epochs * steps)),
         temperature=shrinkage_schedule(temperature, steps, warmup_epochs, ramp_epochs),
         after_step=lambda position: neural.clip_scales(position, scale_floor),
     )
     trainer = Trainer(engine, x, y, batch_size, lambda key, raw: raw, jax.random.key(seed))
-    carry, history = trainer.start(neural.initial_position()), []
+    carry, history = trainer.start(lambda _: neural.initial_position(), jax.random.key(seed)), []
     for epoch in range(epochs):
         carry = trainer.advance(carry, epoch, 0, steps)
         if (failed := int(carry.state.failed_at)) >= 0:
-            raise FloatingPointError(f"step {failed} is not finite; lower the learning rate")
+            names = trainer.not_finite(carry.state, posterior, *divmod(failed, steps))
+            raise FloatingPointError(f"step {failed} is not finite in {names}; lower the learning rate")
+        if names := not_finite_arrays(carry.state):  # an update may overflow, which only the step after it would tell
+            raise FloatingPointError(f"after epoch {epoch + 1} {names} are not finite; lower the learning rate")
         if epoch + 1 in prune_epochs:
             state = _cut(neural, carry.state, carry.state.position, rule or norm_lost(1e-2))
             carry = carry._replace(state=state)

@@ -48,7 +48,7 @@ def prior(config: Config) -> Any:
 
 
 def neural_model(config: Config) -> tuple[NeuralModel, Callable]:
-    """The model without arrays, and a compiled key -> initial position."""
+    """The model without arrays, and the function key -> initial position."""
     create = mlp(config)
     # structure from an abstract run, arrays from one compiled call: an eager start compiles every draw by itself
     abstract = nnx.eval_shape(lambda: create(jax.random.key(0)))
@@ -58,7 +58,7 @@ def neural_model(config: Config) -> tuple[NeuralModel, Callable]:
         weights = nnx.to_pure_dict(nnx.state(create(key), nnx.Param))
         return model.initial_position() | {"weights": weights}
 
-    return model, jax.jit(initial)
+    return model, initial
 
 
 def map_engine(config: Config, model: NeuralModel, posterior: Posterior, steps_per_epoch: int) -> Engine:
@@ -74,7 +74,7 @@ def map_engine(config: Config, model: NeuralModel, posterior: Posterior, steps_p
 
     def after_step(position: Position) -> Position:
         if section.scales == "mode":
-            position = model.mode_scales(position, section.mode_damping)
+            position = model.mode_scales(position, section.mode_damping, section.scale_floor)
         return model.clip_scales(position, section.scale_floor)
 
     def faster_scales(updates, params):

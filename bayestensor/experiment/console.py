@@ -29,8 +29,9 @@ class Console:
         )
         self._close()
         if self.console.is_terminal:
-            columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+            columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TimeElapsedColumn())
+            left = (TimeRemainingColumn(), TextColumn("left"))
+            self._bar = Progress(*columns, *left, console=self.console, transient=True)
             self._bar.start()
             done = facts["first_epoch"] * self._steps
             label = f"{facts['first_epoch']}/{self._epochs}"

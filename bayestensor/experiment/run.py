@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from bayestensor.tensor.plan import export_plans, restore_plans
 CHUNKS_PER_EPOCH = 8  # how often progress moves and a checkpoint may fall due
 SECONDS_PER_CHECKPOINT = 60.0  # besides one at each epoch's end
 TWIN = "twin"  # the run folder of the dense twin, inside the run's own
+_KEPT = ("epoch", "step", "collapsed", "before_pruning", "first_step_seconds")  # of a session, in its checkpoints
 
 
 def run(config: Config, out: Path, data_dir: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
@@ -39,10 +41,15 @@ def run(config: Config, out: Path, data_dir: Path | None = None, progress: Progr
 
 def resume(run_dir: Path, data_dir: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """Go on with a run from its last good checkpoint, to the same result as without the stop."""
-    found = folder.open_run(run_dir)
+    found, progress = folder.open_run(run_dir), progress or Silent()
+    if found.summary_file.exists():
+        progress.said(f"{run_dir} is already finished")
+        if found.path.name != TWIN and not (found.path / "report.html").exists():
+            write_report([found.path])  # a stop fell between the summary and the report
+        return found.summary()
     noted = found.manifest().get("data_dir")
     data_dir = data_dir or (Path(noted) if noted else None)
-    return _Session(found.config(), found, data_dir, progress or Silent()).finish()
+    return _Session(found.config(), found, data_dir, progress).finish()
 
 
 class _Session:
@@ -52,6 +59,7 @@ class _Session:
     epoch: int  # finished
     step: int  # finished in this epoch
     saved: float  # when the last checkpoint was written
+    started: float  # when this session would have begun, had it trained without a stop
 
     def __init__(self, config: Config, run_folder: folder.RunFolder, data_dir: Path | None, progress: Progress):
         self.config, self.folder, self.data_dir, self.progress = config, run_folder, data_dir, progress
@@ -64,7 +72,8 @@ class _Session:
         engine = build.ENGINES[config.engine.name](config, self.model, posterior, len(x) // config.train.batch_size)
         self.trainer = Trainer(engine, x, y, config.train.batch_size, build.preparation(config, self.scale), train_key)
         self.predict = measure.predictor(self.model, self.scale)
-        position = initial(start_key)
+        fresh = self.trainer.start(initial, start_key)
+        position = engine.position(fresh.state)
         self.initial_ranks = measure.ranks(self.model, position)
         self.params_initial = measure.num_weights(position)
         if self.folder.plans_file.exists():
@@ -72,7 +81,7 @@ class _Session:
         self.first_step_seconds: float | None = None
         self.collapsed: list[str] = []
         self.before_pruning: dict[str, Any] | None = None  # what the first cut found
-        self._restore(self.trainer.start(position))
+        self._restore(fresh)
 
     def _load_data(self) -> None:
         section = self.config.data
@@ -90,9 +99,6 @@ class _Session:
 
     def finish(self) -> dict[str, Any]:
         """Train what is left, then measure and save."""
-        if self.folder.summary_file.exists():
-            self.progress.said(f"{self.folder.path} is already finished")
-            return self.folder.summary()
         steps = self.trainer.steps_per_epoch
         facts = {"name": self.config.name, "parameters": self.params_initial, "epochs": self.config.train.epochs}
         self.progress.started(facts | {"steps_per_epoch": steps, "first_epoch": self.epoch})
@@ -103,7 +109,8 @@ class _Session:
     def _train_epoch(self) -> None:
         steps = self.trainer.steps_per_epoch
         while self.step < steps:
-            last = min(self.step + -(-steps // CHUNKS_PER_EPOCH), steps) if self.first_step_seconds else self.step + 1
+            chunk = 1 if self.first_step_seconds is None else -(-steps // CHUNKS_PER_EPOCH)
+            last = min(self.step + chunk, steps)
             self.carry = self.trainer.advance(self.carry, self.epoch, self.step, last)
             self._refuse_failure()
             self.step = last
@@ -120,12 +127,12 @@ class _Session:
         self.epoch, self.step = self.epoch + 1, 0
         record: dict[str, Any] = {"epoch": self.epoch, "step": self.epoch * self.trainer.steps_per_epoch}
         record |= {f"train_{name}": value for name, value in info._asdict().items()}
-        record["event"] = None
-        if self.epoch in self.config.prune.epochs and self.model.kernels:
+        pruned = self.epoch in self.config.prune.epochs and bool(self.model.kernels)
+        record["event"] = "pruned" if pruned else None
+        if pruned:
             self._prune()
-            record["event"] = "pruned"
         self.carry = self.trainer.new_epoch(self.carry.state)
-        if self.epoch % self.config.train.evaluate_every == 0 or self.epoch == self.config.train.epochs:
+        if pruned or self.epoch % self.config.train.evaluate_every == 0 or self.epoch == self.config.train.epochs:
             record |= self._measured()
             self.folder.append_metrics(record)
             self.progress.evaluated(record)
@@ -145,10 +152,11 @@ class _Session:
         except ValueError as error:
             raise RunError(f"pruning after epoch {self.epoch}: {error}") from error
         state = map_positions(self.carry.state, position, self.model.cuts(position, chosen.keep))
-        self.carry = self.trainer.new_epoch(state)
-        for collapse in chosen.collapsed:
-            self.collapsed.append(str(collapse))
-            self.progress.said(f"{collapse} has collapsed; its largest slice is kept, so it stays at rank 1")
+        self.carry = self.carry._replace(state=state)
+        for collapse in map(str, chosen.collapsed):
+            if collapse not in self.collapsed:  # a later cut finds it at rank 1 still
+                self.collapsed.append(collapse)
+                self.progress.said(f"{collapse} has collapsed; its largest slice is kept, so it stays at rank 1")
 
     @property
     def _position(self) -> Any:
@@ -213,12 +221,12 @@ class _Session:
         self.progress.finished(summary)
         if self.folder.path.name != TWIN:
             write_report([self.folder.path])
-        return summary
+        return self.folder.summary()  # as `resume` returns it
 
     def _quality(self, position: Any) -> dict[str, Any]:
-        probabilities = np.exp(np.asarray(self.predict(position, self.data.x_test), np.float64))
-        labels = self.data.y_test
-        accuracy, nll = measure.accuracy_and_nll(np.log(probabilities), labels)
+        log_p, labels = self.predict(position, self.data.x_test), self.data.y_test
+        accuracy, nll = measure.accuracy_and_nll(log_p, labels)
+        probabilities = np.exp(np.asarray(log_p, np.float64))
         return {
             "test_accuracy": accuracy,
             "test_nll": nll,
@@ -239,9 +247,10 @@ class _Session:
             return None
         twin = self.folder.path / TWIN
         self.progress.said("training the dense twin")
-        if twin.exists():
+        if (twin / "config.yaml").exists():
             summary = resume(twin, self.data_dir, self.progress)
         else:
+            shutil.rmtree(twin, ignore_errors=True)  # begun by a session that was stopped before it was a run
             summary = run(dense_config(self.config), twin, self.data_dir, self.progress)
         kept = ("test_accuracy", "test_nll", "test_ece", "train_seconds")
         return {name: summary[name] for name in kept} | {"params": summary["params_final"]}
@@ -249,8 +258,10 @@ class _Session:
     # --- checkpoints ------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        meta = {name: getattr(self, name) for name in ("epoch", "step", "collapsed", "before_pruning")}
+        meta = {name: getattr(self, name) for name in _KEPT}
         meta["ranks"] = measure.ranks(self.model, self._position)
+        meta["seconds"] = time.perf_counter() - self.started
+        meta["compile_seconds"] = self.trainer.compile_seconds
         steps = self.epoch * self.trainer.steps_per_epoch + self.step
         checkpoint.save(checkpoint.step_path(self.folder.checkpoints, steps), self.carry, meta, keep=3)
         folder.write_json(self.folder.plans_file, {"plans": export_plans()})
@@ -271,8 +282,10 @@ class _Session:
             template = jax.eval_shape(lambda carry: map_positions(carry, self._position, cuts), fresh)
             carry, _ = checkpoint.load(found, template)
             self.carry = jax.tree.map(jnp.asarray, carry)
-            self.epoch, self.step = meta["epoch"], meta["step"]
-            self.collapsed, self.before_pruning = meta["collapsed"], meta["before_pruning"]
+            for name in _KEPT:
+                setattr(self, name, meta[name])
+            self.started -= meta["seconds"]
+            self.trainer.compile_seconds += meta["compile_seconds"]
             self.saved = time.perf_counter()
         self.folder.truncate_metrics(self.epoch * self.trainer.steps_per_epoch)
 

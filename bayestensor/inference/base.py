@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from bayestensor.typing import Array, Batch, Float, Key, Position, Scalar
 
@@ -56,28 +58,47 @@ class Engine(NamedTuple):
 
 def all_finite(tree: Any) -> Scalar:
     """Whether every float of a pytree is finite."""
-    leaves = [x for x in jax.tree.leaves(tree) if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact)]
-    return jax.numpy.stack([jax.numpy.isfinite(x).all() for x in leaves]).all()
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+
+
+def not_finite_arrays(tree: Any) -> str:
+    """Names of the arrays that hold a NaN or an infinity, looked at on the host; empty where all is well."""
+    named = [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+    floats = [(name, x) for name, x in named if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return ", ".join(name for name, x in floats if not np.isfinite(x).all())
 
 
 def map_positions(state: Any, position: Position, functions: Any) -> Any:
     """Apply a tree of functions, shaped like the position, to every part of an engine's state that is so shaped.
 
-    Positions, momenta, gradient moments and stacks of particles are all changed alike, so that surgery cuts the
-    state along with the model and resets nothing.
+    Positions, momenta, gradient moments and stacks of particles (in leading axes) are all changed alike, so that
+    surgery cuts the state along with the model and resets nothing. Empty tuples may stand for parts of the position,
+    as in the state of `optax.masked`; an array of another shape (a placeholder) stays as it is.
 
     Args:
         state: any engine's state.
         position: the engine's present position, for its structure.
         functions: functions array -> array in that structure.
     """
-    structure = jax.tree.structure(position)
+
+    def hole(node: Any) -> bool:
+        return isinstance(node, tuple) and not node
 
     def alike(part: Any) -> bool:
-        return bool(jax.tree.structure(part) == structure)  # type: ignore[operator]
+        leaves, definition = jax.tree.flatten(part, is_leaf=hole)
+        try:
+            under = definition.flatten_up_to(position)  # type: ignore[attr-defined]
+        except (ValueError, TypeError):
+            return False
+        return all(hole(leaf) or jax.tree_util.all_leaves([of]) for leaf, of in zip(leaves, under, strict=True))
+
+    def change(leaf: Any, of: Any, function: Any) -> Any:
+        fits = not hole(leaf) and leaf.shape[max(leaf.ndim - of.ndim, 0) :] == of.shape
+        return function(leaf) if fits else leaf
 
     return jax.tree.map(
-        lambda part: jax.tree.map(lambda array, f: f(array), part, functions) if alike(part) else part,
+        lambda part: jax.tree.map(change, part, position, functions, is_leaf=hole) if alike(part) else part,
         state,
         is_leaf=alike,
     )

@@ -61,8 +61,9 @@ def map_estimate(
         position = optax.apply_updates(state.position, updates)
         if after_step is not None:
             position = after_step(position)
-        # once a step has failed nothing moves any more, so that the last good position survives
-        good = (state.failed_at < 0) & jnp.isfinite(loss) & all_finite(position)
+        # Once a step has failed nothing moves any more, so that the last good position survives. Told by the gradient:
+        # a look at what the update makes would keep XLA from fusing the update (and double its kernels).
+        good = (state.failed_at < 0) & jnp.isfinite(loss) & all_finite(gradient)
         moved = MAPState(position, opt_state, state.step + 1, state.failed_at)
         stuck = state._replace(failed_at=jnp.where(state.failed_at < 0, state.step, state.failed_at))
         return jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, stuck), MAPInfo(loss, nll)

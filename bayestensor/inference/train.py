@@ -16,6 +16,10 @@ from bayestensor.typing import Array, Int, Key, Position
 Prepare = Callable[[Key[Array, ""], Array], Array]  # raw inputs of a batch -> what the model sees
 
 
+# On CPU, level 1 compiles a step in 5/6 of the time of the default, and the step is no slower.
+COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"xla_backend_optimization_level": 1}}
+
+
 class Carry(NamedTuple):
     """What a chunk hands on: the engine's state, and the sums of its infos over the epoch so far."""
 
@@ -43,19 +47,27 @@ class Trainer:
         self.steps_per_epoch = len(x) // batch_size
         self._batch_size, self._prepare, self._key = batch_size, prepare, key
         self._compiled: dict[Any, Any] = {}
+        self._step = jax.jit(engine.step)  # traced once for its shapes and for the chunk
         self._last_order: tuple[int, Array] | None = None
         self.compile_seconds = 0.0
 
-    def start(self, position: Position) -> Carry:
-        """A fresh state, nothing summed."""
-        state = jax.jit(self.engine.init)(jax.random.fold_in(self._key, 0), position)
-        return self.new_epoch(state)
+    def start(self, initial: Callable[[Key[Array, ""]], Position], key: Key[Array, ""]) -> Carry:
+        """A fresh state at `initial(key)`, nothing summed; both in one compiled call."""
+
+        def begin(key: Key[Array, ""], engine_key: Key[Array, ""]) -> Any:
+            return self.engine.init(engine_key, initial(key))
+
+        keys = (key, jax.random.fold_in(self._key, 0))
+        # runs once: its compilation is all that it costs
+        options: dict[str, dict[str, Any]] = {"cpu": {"xla_backend_optimization_level": 0}}
+        compiled = jax.jit(begin).lower(*keys).compile(options.get(jax.default_backend()))
+        return self.new_epoch(compiled(*keys))
 
     def new_epoch(self, state: Any) -> Carry:
         """The same state, nothing summed."""
         order = jnp.zeros(len(self.x), jnp.int32)
         batch, _ = jax.eval_shape(self._batch, order, self._key, jnp.zeros((), jnp.int32), self.x, self.y)
-        _, info = jax.eval_shape(self.engine.step, self._key, state, batch)
+        _, info = jax.eval_shape(self._step, self._key, state, batch)
         return Carry(state, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), info))
 
     def advance(self, carry: Carry, epoch: int, first: int, last: int) -> Carry:
@@ -65,18 +77,19 @@ class Trainer:
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(carry))
         if shapes not in self._compiled:
             started = time.perf_counter()
-            self._compiled[shapes] = jax.jit(self._chunk, donate_argnums=0).lower(*arguments).compile()
+            lowered = jax.jit(self._chunk, donate_argnums=0).lower(*arguments)
+            self._compiled[shapes] = lowered.compile(COMPILER_OPTIONS.get(jax.default_backend()))
             self.compile_seconds += time.perf_counter() - started
         return self._compiled[shapes](*arguments)
 
     def not_finite(self, state: Any, posterior: Posterior, epoch: int, step: int) -> str:
         """Which arrays of the log density's value and gradient are not finite at a step, by name."""
         batch, _ = self._batch(self._order(epoch), self._epoch_key(epoch), step, self.x, self.y)
-        value, gradient = jax.value_and_grad(posterior.log_density)(self.engine.position(state), batch)
+        value, gradient = jax.jit(jax.value_and_grad(posterior.log_density))(self.engine.position(state), batch)
         named = [("log density", value), ("inputs", batch[0])]
         named += [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)]
-        bad = [name for name, leaf in named if not bool(jnp.isfinite(leaf).all())]
-        return ", ".join(bad) or "the updated position"
+        bad = [name for name, leaf in named if not np.isfinite(leaf).all()]
+        return ", ".join(bad) or "the update, whose gradient is finite"
 
     def _order(self, epoch: int) -> Array:
         """The random order of an epoch, drawn on the host: compiling a sort costs more than a run's sorting."""
@@ -92,14 +105,15 @@ class Trainer:
     def _chunk(self, carry: Carry, epoch_key, order, first, last, x, y) -> Carry:
         def one_step(i: Int[Array, ""], carry: Carry) -> Carry:
             batch, step_key = self._batch(order, epoch_key, i, x, y)
-            state, info = self.engine.step(step_key, carry.state, batch)
+            state, info = self._step(step_key, carry.state, batch)
             return Carry(state, jax.tree.map(jnp.add, carry.totals, info))
 
         return jax.lax.fori_loop(first, last, one_step, carry)
 
     def _batch(self, order, epoch_key, i, x, y):
         """Batch i of an epoch's order, and the key of its step."""
-        batch_key, step_key = jax.random.split(jax.random.fold_in(epoch_key, i))
+        # two keys by number rather than by split: the one that an engine leaves unused is never computed
+        batch_key, step_key = (jax.random.fold_in(epoch_key, 2 * i + k) for k in range(2))
         chosen = jax.lax.dynamic_slice(order, (i * self._batch_size,), (self._batch_size,))
         return (self._prepare(batch_key, x[chosen]), y[chosen]), step_key
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,12 +39,14 @@ class Categorical:
 
     def log_prior(self, parameters: Position) -> Scalar:
         """Nothing to weigh."""
-        return jnp.zeros(())
+        return jnp.asarray(0.0)
 
     def log_prob(
         self, parameters: Position, outputs: Float[Array, "batch classes"], targets: Int[Array, "batch"]
     ) -> Float[Array, "batch"]:
         """`log softmax(outputs)[targets]`."""
+        if targets.shape != outputs.shape[:1]:
+            raise ValueError(f"targets have shape {targets.shape}; outputs {outputs.shape} ask for {outputs.shape[:1]}")
         chosen = jnp.take_along_axis(outputs, targets[:, None].astype(jnp.int32), axis=1)[:, 0]
         return chosen - jax.nn.logsumexp(outputs, axis=1)
 
@@ -57,6 +60,10 @@ class Gaussian:
 
     noise_scale: float = 1.0
 
+    def __post_init__(self):
+        if not 0 < self.noise_scale < math.inf:
+            raise ValueError(f"noise_scale is {self.noise_scale!r}; it is a positive number in the targets' units")
+
     def initial(self) -> Position:
         """`log_noise` at the centre of its prior."""
         return {"log_noise": jnp.log(jnp.asarray(self.noise_scale, jnp.float32))}
@@ -69,5 +76,7 @@ class Gaussian:
         self, parameters: Position, outputs: Float[Array, "batch responses"], targets: Float[Array, "batch responses"]
     ) -> Float[Array, "batch"]:
         """Sum over responses of the normal log density."""
+        if targets.shape != outputs.shape:  # (n,) against (n, 1) would broadcast to (n, n)
+            raise ValueError(f"targets have shape {targets.shape}; they need that of the outputs, {outputs.shape}")
         noise = jnp.exp(parameters["log_noise"])
         return jax.scipy.stats.norm.logpdf(targets, outputs, noise).sum(axis=1)

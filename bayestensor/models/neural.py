@@ -34,8 +34,8 @@ class Kernel:
 class NeuralModel:
     """An nnx model with shrinkage priors on its tensorized weights and a normal prior on all else.
 
-    A position is `{"weights": ..., "log_scales": {layer: {bond: log v}}, "likelihood": ...}`. The model holds no
-    arrays, and ranks are read off the position, so one object serves before and after pruning.
+    A position is `{"weights": ..., "log_scales": {layer: {bond: log v}}, "likelihood": ...}`. Every method takes one,
+    and ranks are read off it, so one object serves before and after pruning.
 
     Args:
         model: the nnx model, with `bayestensor.nn` layers where weights are to be tensorized.
@@ -107,11 +107,11 @@ class NeuralModel:
             self.log_prior, self.log_likelihood, num_data, proper=all(p.proper for p in self.priors.values())
         )
 
-    def mode_scales(self, position: Position, damping: float = 1.0) -> Position:
+    def mode_scales(self, position: Position, damping: float = 1.0, floor: float = 1e-8) -> Position:
         """The position with every v moved to its conditional mode given the cores (see `shrinkage.mode_scales`)."""
         scales = {
             name: mode_scales(
-                self.priors[name], tensor, position["log_scales"][name], self.kernels[name].variance, damping
+                self.priors[name], tensor, position["log_scales"][name], self.kernels[name].variance, damping, floor
             )
             for name, tensor in self.tensors(position).items()
         }
@@ -161,8 +161,9 @@ class NeuralModel:
 
 
 def layer_name(path: tuple) -> str:
-    """`("layers", 0, "kernel")` -> `"layers.0"`: the layer that holds a kernel, other weights by their full path."""
-    return ".".join(str(part) for part in (path[:-1] if path[-1:] == ("kernel",) else path))
+    """`("layers", 0, "kernel")` -> `"layers.0"`: the layer that holds a kernel, other weights by their full path
+    (`"kernel"` where the model is that layer)."""
+    return ".".join(str(part) for part in (path[:-1] if path[1:] and path[-1] == "kernel" else path))
 
 
 def _at(tree: Any, path: tuple) -> Any:

@@ -29,7 +29,7 @@ def log_prior_cores(tensor: Factored, log_scales: LogScales, variance: float) ->
         variance: sigma_core^2.
     """
     network = tensor.network
-    total = jnp.zeros(())
+    total = jnp.asarray(0.0)  # weakly typed: the sum takes the type of the cores
     for core in network.cores:
         entries = tensor.cores[core.name]
         log_v = jnp.full((1,) * entries.ndim, math.log(variance), entries.dtype)
@@ -37,21 +37,25 @@ def log_prior_cores(tensor: Factored, log_scales: LogScales, variance: float) ->
             axes = [slice(None) if leg == bond else None for leg in core.legs]
             log_v = log_v + log_scales[bond][tuple(axes)]
         copies = entries.size // log_v.size  # entries that share one variance: the core's mode legs
-        total += -0.5 * (
-            (entries**2 * jnp.exp(-log_v)).sum() + copies * log_v.sum() + entries.size * jnp.log(2 * jnp.pi)
-        )
+        z = entries * jnp.exp(-0.5 * log_v)  # not entries^2 / v: five dead bonds' v multiply to below float32
+        total += -0.5 * ((z**2).sum() + copies * log_v.sum() + entries.size * math.log(2 * math.pi))
     return total
 
 
 def log_prior_scales(prior: ScalePrior, log_scales: LogScales) -> Scalar:
     """`sum over bonds of log p(log v)`, Jacobian included."""
-    return sum((prior.log_density(log_v).sum() for log_v in log_scales.values()), start=jnp.zeros(()))
+    return sum((prior.log_density(log_v).sum() for log_v in log_scales.values()), start=jnp.asarray(0.0))
 
 
 def mode_scales(
-    prior: ScalePrior, tensor: Factored, log_scales: LogScales, variance: float, damping: float = 1.0
+    prior: ScalePrior,
+    tensor: Factored,
+    log_scales: LogScales,
+    variance: float,
+    damping: float = 1.0,
+    floor: float = 1e-8,
 ) -> dict[str, Array]:
-    """`v <- (1 - damping) v + damping * argmax p(log v | cores)`, one bond after another.
+    """`v <- max(floor, (1 - damping) v + damping * argmax p(log v | cores))`, one bond after another.
 
     Hawkins, Liu & Zhang 2022 (arXiv 2010.08689).
     """
@@ -59,5 +63,5 @@ def mode_scales(
     for bond in network.bonds:
         energy = bond_energy(network, tensor.cores, scales, bond, variance)
         mode = prior.mode(energy, network.bond_count(bond))
-        scales[bond] = (1 - damping) * scales[bond] + damping * mode
+        scales[bond] = jnp.maximum((1 - damping) * scales[bond] + damping * mode, floor)
     return {bond: jnp.log(v) for bond, v in scales.items()}

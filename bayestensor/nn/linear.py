@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -28,7 +29,7 @@ class Linear(nnx.Module):
 
     def __init__(self, network: Network, *, use_bias: bool = True, variance: float | None = None, rngs: nnx.Rngs):
         self.out_features, self.in_features = network.matrix_shape
-        self.kernel = TensorWeight(network, variance or 2 / self.in_features, rngs=rngs)
+        self.kernel = TensorWeight(network, 2 / self.in_features if variance is None else variance, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros(self.out_features)) if use_bias else None
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
@@ -45,6 +46,9 @@ class MLP(nnx.Module):
         activation: one of `ACTIVATIONS`.
         use_bias: one entry a layer.
         rngs: Flax's random streams.
+
+    Raises:
+        ValueError: no layer, an unknown activation, not one bias a layer, or layers whose sizes do not chain.
     """
 
     def __init__(
@@ -55,7 +59,8 @@ class MLP(nnx.Module):
         use_bias: Sequence[bool] | None = None,
         rngs: nnx.Rngs,
     ):
-        use_bias = use_bias or [True] * len(layers)
+        use_bias = [True] * len(layers) if use_bias is None else use_bias
+        _check(layers, activation, use_bias)
         self.activation = activation
         self.layers = nnx.List(
             Linear(layer, use_bias=bias, rngs=rngs)
@@ -69,3 +74,14 @@ class MLP(nnx.Module):
         for layer in self.layers[:-1]:
             x = ACTIVATIONS[self.activation](layer(x))
         return self.layers[-1](x)
+
+
+def _check(layers: Sequence[Network | tuple[int, int]], activation: str, use_bias: Sequence[bool]) -> None:
+    if not layers or len(layers) != len(use_bias):
+        raise ValueError(f"{len(layers)} layers and {len(use_bias)} of use_bias; at least one layer, and one each")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; it is one of {', '.join(ACTIVATIONS)}")
+    sizes = [layer.matrix_shape[::-1] if isinstance(layer, Network) else layer for layer in layers]
+    for k, ((_, out), (into, _)) in enumerate(itertools.pairwise(sizes)):
+        if out != into:
+            raise ValueError(f"layer {k} has {out} outputs and layer {k + 1} takes {into}; they must agree")

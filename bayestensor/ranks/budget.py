@@ -47,7 +47,7 @@ def within_budget(
     granularity: int = 1,
     keep: Mapping[str, Kept] | None = None,
 ) -> Selection:
-    """The greedy selection that fits `max_params` and `max_flops`, whichever are given.
+    """The greedy selection that fits `max_params` and `max_flops`, whichever are given, and the granularity.
 
     Args:
         layers: name -> tensor.
@@ -61,7 +61,7 @@ def within_budget(
             between multiples of `granularity` is first filled up with its largest dropped slices.
 
     Raises:
-        ValueError: no budget given, or one that even the smallest ranks exceed.
+        ValueError: no budget and no granularity given, or a budget that even the smallest ranks exceed.
     """
     limits = []
     if max_params is not None:
@@ -70,8 +70,8 @@ def within_budget(
         if flops is None:
             raise ValueError("max_flops needs flops, a function network -> FLOPs")
         limits.append(Limit("max_flops", cache(flops), max_flops, extra_flops))
-    if not limits:
-        raise ValueError("no budget given: pass max_params or max_flops")
+    if not limits and granularity == 1:
+        raise ValueError("no budget given: pass max_params, max_flops or a granularity above 1")
     search = _Search(layers, granularity, keep)
     for limit in limits:
         smallest = sum(limit.cost(network) for network in search.smallest().values()) + limit.extra

@@ -1,0 +1,140 @@
+"""Draws of a posterior: arrays with `chain` and `draw` in front, in memory, on disk and in ArviZ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+if TYPE_CHECKING:
+    import arviz
+
+FORMAT = "bayestensor draws 1"
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Attributes:
+    positions: the engine's pytree, each leaf [chain, draw, ...].
+    stats: name -> [chain, draw], what the engine reported with each draw.
+    """
+
+    positions: Any
+    stats: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Chains, draws a chain."""
+        chains, draws = jax.tree.leaves(self.positions)[0].shape[:2]
+        return chains, draws
+
+    def flat(self) -> Any:
+        """Positions with one leading axis [chain * draw, ...]."""
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self.positions)
+
+    def last(self) -> Any:
+        """Each chain's last position, [chain, ...]."""
+        return jax.tree.map(lambda x: x[:, -1], self.positions)
+
+    def map(self, function: Callable[[Any], Any], batch_size: int = 32) -> Any:
+        """`function(position)` of every draw, [chain, draw, ...]; `batch_size` draws at a time."""
+        values = jax.jit(lambda flat: jax.lax.map(function, flat, batch_size=batch_size))(self.flat())
+        return jax.tree.map(lambda x: np.asarray(x).reshape(*self.shape, *x.shape[1:]), values)
+
+    def to_inference_data(self, functionals: dict[str, Any] | None = None) -> arviz.InferenceData:
+        """ArviZ groups: `posterior` (the functionals [chain, draw, ...], or the raw leaves) and `sample_stats`.
+
+        `.to_netcdf(path)` of the result writes NetCDF. R-hat of raw cores means nothing: a network's factors have sign,
+        scale and order to spare. Give functionals of what the network represents.
+        """
+        import arviz
+
+        values = functionals if functionals is not None else _named(self.positions)
+        return arviz.from_dict(posterior=values, sample_stats=self.stats or None)
+
+    def save(self, path: str | Path) -> None:
+        """Writes an npz with a manifest of SHA-256 sums, atomically: an old file stays until the new one is whole.
+
+        Raises:
+            ValueError: a draw is not finite.
+        """
+        arrays = {f"positions/{k}": v for k, v in _named(self.positions).items()}
+        arrays |= {f"stats/{k}": np.asarray(v) for k, v in self.stats.items()}
+        for name, value in arrays.items():
+            if name.startswith("positions/") and not np.isfinite(value).all():
+                raise ValueError(f"{name} holds numbers that are not finite; draws are not written. Drop those chains.")
+        manifest = {"format": FORMAT, "sha256": {k: _digest(v) for k, v in arrays.items()}}
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        with open(part, "wb") as file:
+            np.savez(file, manifest=np.array(json.dumps(manifest)), **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+    @staticmethod
+    def load(path: str | Path, like: Any = None) -> Draws:
+        """Reads what `save` wrote and checks every sum.
+
+        Args:
+            path: the file.
+            like: a position (any leaf shapes) whose tree structure the draws take; None: nested dicts by name.
+
+        Raises:
+            ValueError: the file is damaged, not ours, or does not fit `like`.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            manifest = json.loads(str(arrays.pop("manifest")))
+            if manifest["format"] != FORMAT or manifest["sha256"] != {k: _digest(v) for k, v in arrays.items()}:
+                raise ValueError("a checksum does not fit")
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # damage shows in many ways: zip, header, JSON, checksum
+            raise ValueError(f"{path} is damaged or holds no draws ({error}); take another copy") from error
+        positions = {k.removeprefix("positions/"): v for k, v in arrays.items() if k.startswith("positions/")}
+        stats = {k.removeprefix("stats/"): v for k, v in arrays.items() if k.startswith("stats/")}
+        return Draws(_nested(positions) if like is None else _as_tree(positions, like), stats)
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _named(tree: Any) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {_name(path) or "value": np.asarray(x) for path, x in leaves}
+
+
+def _nested(named: dict[str, np.ndarray]) -> Any:
+    if list(named) == ["value"]:
+        return named["value"]
+    tree: dict[str, Any] = {}
+    for name, value in named.items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _as_tree(named: dict[str, np.ndarray], like: Any) -> Any:
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    names = [_name(path) or "value" for path, _ in paths]
+    if set(names) != set(named):
+        raise ValueError(f"the file holds {sorted(named)}, the position asked for {sorted(names)}")
+    return jax.tree.unflatten(structure, [named[name] for name in names])
+
+
+def _digest(value: np.ndarray) -> str:
+    value = np.ascontiguousarray(value)
+    return hashlib.sha256(f"{value.dtype.str}{value.shape}".encode() + value.tobytes()).hexdigest()

@@ -1,0 +1,162 @@
+"""Minibatch gradients with their own error bars: what every stochastic-gradient engine starts from."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bayestensor.inference.base import Posterior
+from bayestensor.typing import Array, Batch, Key, Position, Scalar
+
+
+class Estimate(NamedTuple):
+    """What one batch says about the log density at a position.
+
+    Attributes:
+        log_density: unbiased estimate of the log density.
+        gradient: unbiased estimate of its gradient.
+        noise: variance of `gradient` over batches, one number a coordinate (unbiased; zero for the whole data).
+        curvature: size of minus the second derivative, one number a coordinate, from squared gradients only.
+    """
+
+    log_density: Scalar
+    gradient: Position
+    noise: Position
+    curvature: Position
+
+
+class Centre(NamedTuple):
+    """A point near the mode with the gradient of the whole log likelihood there (control variate)."""
+
+    position: Position
+    gradient: Position
+
+
+def batch_size(batch: Batch) -> int:
+    """Length of the first axis, common to every array of the batch.
+
+    Raises:
+        ValueError: the batch has no arrays, or they differ in length.
+    """
+    sizes = {x.shape[0] if x.ndim else -1 for x in jax.tree.leaves(batch)}  # -1: a scalar has no first axis
+    if len(sizes) != 1 or -1 in sizes:
+        raise ValueError(
+            f"a batch is a pytree of arrays with a common first axis; first axes here: {sorted(map(str, sizes))}"
+        )
+    return sizes.pop()
+
+
+def centre_at(posterior: Posterior, position: Position, data: Batch, chunk: int = 1000) -> Centre:
+    """The control variate of Baker et al. (2019): the full gradient at `position`, in chunks of the data."""
+    num = batch_size(data)
+
+    @jax.jit
+    def gradient(total, position, batch):
+        part = jax.grad(lambda p: posterior.log_likelihood(p, batch).sum())(position)
+        return jax.tree.map(jnp.add, total, part)
+
+    total = jax.tree.map(jnp.zeros_like, position)
+    for start in range(0, num, chunk):
+        total = gradient(total, position, jax.tree.map(operator.itemgetter(slice(start, start + chunk)), data))
+    return Centre(position, total)
+
+
+def estimator(posterior: Posterior, centre: Centre | None = None) -> Callable[[Position, Batch], Estimate]:
+    """Builds `estimate(position, batch)`: the gradient with its noise and the curvature, for one gradient's work.
+
+    The batch B is cut into even and odd places with likelihood gradients g_a, g_b, each scaled to the whole data:
+
+        gradient  = grad log_prior + (g_a + g_b) / 2
+        noise     = (1 - len(B) / N) (g_a - g_b)^2 / 4                       batches drawn without replacement
+        curvature = (grad log_prior)^2 + len(B) / N (g_a - g_b)^2 / 4        N Var(grad log p(y_n | position)), Fisher
+
+    The second term of the curvature is the empirical Fisher information. With the whole data in one batch the squared
+    gradient is added, whose mean over the posterior is the curvature itself. With a `centre` c (Baker et al. 2019)
+    each half becomes `g(position) - g(c) + full gradient at c`, whose noise vanishes as the position nears c.
+    """
+
+    def half(position: Position, batch: Batch) -> tuple[Scalar, Position]:
+        return jax.value_and_grad(lambda p: posterior.num_data * posterior.mean_log_likelihood(p, batch))(position)
+
+    def half_with_control(position: Position, batch: Batch) -> tuple[Scalar, Position, Position]:
+        value, raw = half(position, batch)
+        if centre is None:
+            return value, raw, raw
+        at_centre = half(centre.position, batch)[1]
+        return value, raw, jax.tree.map(lambda g, gc, full: g - gc + full, raw, at_centre, centre.gradient)
+
+    def estimate(position: Position, batch: Batch) -> Estimate:
+        size = batch_size(batch)
+        share = size / posterior.num_data  # of the data in the batch
+        prior, prior_gradient = jax.value_and_grad(posterior.log_prior)(position)
+        if size == 1 and share >= 1:
+            value, likelihood_gradient = half(position, batch)
+            gradient = jax.tree.map(jnp.add, prior_gradient, likelihood_gradient)
+            zeros = jax.tree.map(jnp.zeros_like, gradient)
+            return Estimate(prior + value, gradient, zeros, jax.tree.map(jnp.square, gradient))
+        if size % 2:
+            raise ValueError(
+                f"the batch holds {size} data; its gradient noise is measured between two halves: use an even batch"
+            )
+        halves = jax.tree.map(lambda x: x.reshape(size // 2, 2, *x.shape[1:]), batch)  # neighbours: [pair, half]
+        values, raw, controlled = jax.vmap(half_with_control, (None, 1))(position, halves)
+        gradient = jax.tree.map(lambda g0, g: g0 + g.mean(0), prior_gradient, controlled)
+        noise = jax.tree.map(lambda g: max(1 - share, 0.0) * jnp.square(g[0] - g[1]) / 4, controlled)
+        curvature = jax.tree.map(lambda g0, g: g0**2 + share * jnp.square(g[0] - g[1]) / 4, prior_gradient, raw)
+        if share >= 1:
+            curvature = jax.tree.map(lambda c, g: c + g**2, curvature, gradient)
+        return Estimate(prior + values.mean(), gradient, noise, curvature)
+
+    return estimate
+
+
+def running_mean(mean: Position, value: Position, count: Scalar) -> Position:
+    """The average of a stream that forgets its start: value number t weighs about t^3, whatever the length."""
+    rate = 4 / (count + 4)
+    return jax.tree.map(lambda m, x: m + (rate * (x - m)).astype(m.dtype), mean, value)
+
+
+def coordinates(tree: Position) -> int:
+    """How many numbers a pytree of arrays holds."""
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def mean_over_coordinates(tree: Position) -> Scalar:
+    """The mean over all coordinates of a pytree."""
+    return sum(x.sum() for x in jax.tree.leaves(tree)) / coordinates(tree)
+
+
+def normals(key: Key[Array, ""], like: Position, sd: float = 1.0) -> Position:
+    """Independent N(0, sd^2) in the shape of a pytree."""
+    leaves, tree = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    draws = [sd * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, draws)
+
+
+def preconditioner(curvature: Array, least: Array, steps: Scalar) -> Array:
+    """`max(curvature, least)^(-1/2)`, for one leaf.
+
+    A few squared gradients say little, so at first they are mixed with their leaf's mean.
+    """
+    prior = 10 / (steps + 10)
+    smooth = (1 - prior) * curvature + prior * curvature.mean()
+    smallest = jnp.finfo(curvature.dtype).tiny ** 0.5
+    return jax.lax.rsqrt(jnp.maximum(jnp.maximum(smooth, least), smallest))
+
+
+def require_proper(posterior: Posterior, engine: str) -> None:
+    """Refuses a target that cannot be sampled.
+
+    Raises:
+        ValueError: the prior is improper.
+    """
+    if not posterior.proper:
+        raise ValueError(
+            f"{engine} draws from a posterior, and this prior is improper: the chain would drift for ever. Truncate "
+            "the prior or take a proper one (half-Cauchy, inverse-gamma, gamma), or fit by MAP."
+        )

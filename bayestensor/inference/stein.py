@@ -1,0 +1,197 @@
+"""The interaction of Stein particles: RBF kernels over groups of coordinates, in O(n d) memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from bayestensor.inference.base import Posterior
+from bayestensor.typing import Array, Float, Position, Scalar
+
+Kernel: TypeAlias = Literal["all", "leaf", "blocks"] | int
+
+
+class Interaction(NamedTuple):
+    """Attributes:
+    drift: sum over j of `k(x_j, x_i) g_j + temperature * grad_{x_j} k(x_j, x_i)`, [n, ...] a leaf.
+    noise: `L xi` with `L L^T = K`, [n, ...] a leaf; nothing if there was no xi.
+    bandwidth: h^2, one number a group (with a block size: an array of them, one a block).
+    mass: mean row sum of K, one number a group: by how many particles one is moved.
+    """
+
+    drift: Position
+    noise: Position
+    bandwidth: list[Array]
+    mass: list[Array]
+
+
+def groups(kernel: Kernel, posterior: Posterior, particle: Position) -> list[list[int]]:
+    """Which leaves share a kernel: lists of leaf numbers.
+
+    "all": one kernel over everything. "leaf", or a block size: none is shared. "blocks": leaves of equal
+    `posterior.blocks`, which gives one int a leaf; without it as "leaf".
+
+    Raises:
+        ValueError: the kernel is none of these, or the blocks are not one int a leaf.
+    """
+    count = len(jax.tree.leaves(particle))
+    if kernel == "all":
+        return [list(range(count))]
+    if kernel == "blocks" and posterior.blocks is not None:
+        numbers = jax.tree.leaves(posterior.blocks(particle))
+        if len(numbers) != count:
+            raise ValueError(
+                f"posterior.blocks gives {len(numbers)} numbers for {count} leaves; one int a leaf is needed"
+            )
+        return [[i for i in range(count) if int(numbers[i]) == b] for b in sorted({int(b) for b in numbers})]
+    if kernel in ("blocks", "leaf") or (isinstance(kernel, int) and kernel > 0):
+        return [[i] for i in range(count)]
+    raise ValueError(f'kernel = {kernel!r}; "all", "leaf", "blocks" or a block size (a positive int) is needed')
+
+
+def interact(
+    members: list[list[int]],
+    kernel: Kernel,
+    particles: Position,
+    gradients: Position,
+    xi: Position | None = None,
+    frozen: tuple[Scalar, list[Array]] | None = None,
+    temperature: float = 1.0,
+) -> Interaction:
+    """The RBF direction (Liu and Wang 2016) of every group, by two matrix products:
+
+        K = exp(-|x_i - x_j|^2 / (2 h^2))                        from X X^T, X less its mean, [n, n]
+        drift = K (G - T X / h^2) + diag(K 1) T X / h^2           [n, d]
+
+    Args:
+        members: from `groups`.
+        kernel: as in `groups`; a block size b cuts each leaf, flat, into stretches of b coordinates.
+        particles: [n, ...] a leaf, n at least 2.
+        gradients: of the log density, [n, ...] a leaf.
+        xi: N(0, 1), [n, ...] a leaf, for the noise.
+        frozen: a flag, and the h^2 of every group to be used where it is set; otherwise the median rule,
+            `h^2 = median |x_i - x_j|^2 / (2 log(n + 1))`, over pairs.
+        temperature: T.
+    """
+    x, tree = jax.tree.flatten(particles)
+    n = x[0].shape[0]
+    table = [[a.reshape(n, -1) for a in leaves] for leaves in (x, jax.tree.leaves(gradients), jax.tree.leaves(xi))]
+    drift: list = [None] * len(x)
+    noise: list = [None] * (len(x) if xi is not None else 0)
+    widths, masses = [], []
+    for number, group in enumerate(members):
+        fixed = None if frozen is None else (frozen[0], frozen[1][number])
+        parts = [[column[i] for i in group] for column in table if column]
+        run = _one_group if isinstance(kernel, str) else _blocks(kernel)
+        *moved, width, mass = run(parts, fixed, temperature)
+        for result, values in zip((drift, noise), moved, strict=False):
+            for i, value in zip(group, values, strict=True):
+                result[i] = value.reshape(x[i].shape)
+        widths.append(width)
+        masses.append(mass)
+    return Interaction(
+        jax.tree.unflatten(tree, drift), jax.tree.unflatten(tree, noise) if noise else None, widths, masses
+    )
+
+
+def affine(
+    particles: Position, gradients: Position, xi: Float[Array, "n n"], temperature: float
+) -> tuple[Position, Position]:
+    """Drift and noise of the affine-invariant interacting Langevin dynamics (Garbuno-Inigo, Nuesken, Reich 2020):
+
+        drift_i = C g_i + T (d + 1) / n (x_i - mean x)            C = 1/n sum_j (x_j - mean x)(x_j - mean x)^T
+        noise_i = n^(-1/2) sum_j xi_ij (x_j - mean x)
+
+    Directions in which the particles spread far are swept in long strides, so that the time to mix does not depend on
+    the condition number. Two matrix products, [n, d] memory.
+    """
+    x, tree = jax.tree.flatten(particles)
+    n, d = x[0].shape[0], sum(x.size for x in x) // x[0].shape[0]
+    x = [x.reshape(n, -1) - mean_particle(x.reshape(n, -1)) for x in x]
+    inner = sum(g.reshape(n, -1) @ x.T for x, g in zip(x, jax.tree.leaves(gradients), strict=True))  # g_i . x_j
+    pull = inner / n + temperature * (d + 1) / n * jnp.eye(n, dtype=inner.dtype)
+    shapes = [x.shape for x in jax.tree.leaves(particles)]
+    drift, noise = ([(w @ x).reshape(s) for x, s in zip(x, shapes, strict=True)] for w in (pull, xi / n**0.5))
+    return jax.tree.unflatten(tree, drift), jax.tree.unflatten(tree, noise)
+
+
+def _one_group(parts: Sequence[list[Float[Array, "n d"]]], fixed: Any, temperature: float) -> list:
+    """(x, g[, xi]) of a group's leaves -> drift[, noise], h^2, mean row sum of K."""
+    means, g = [mean_particle(x) for x in parts[0]], parts[1]
+    gram = sum(_gram(x, m) for x, m in zip(parts[0], means, strict=True))
+    square = jnp.diag(gram)
+    distance = jnp.maximum(square[:, None] + square[None, :] - 2 * gram, 0.0)
+    h2 = _median_rule(distance) if fixed is None else jax.lax.cond(fixed[0], lambda _: fixed[1], _median_rule, distance)
+    k = jnp.exp(-distance / (2 * h2))
+    k = k.at[jnp.diag_indices_from(k)].set(1.0)
+    rows = k.sum(1, keepdims=True)
+    pull = temperature / h2
+    x = [x - m for x, m in zip(parts[0], means, strict=True)]
+    moved = [[k @ (g - pull * x) + pull * rows * x for x, g in zip(x, g, strict=True)]]
+    if len(parts) == 3:
+        n = k.shape[0]
+        root = jnp.linalg.cholesky(k + 1e-6 * n * jnp.eye(n, dtype=k.dtype))
+        moved.append([root @ xi for xi in parts[2]])
+    return [*moved, h2, rows.mean()]
+
+
+def mean_particle(x: Float[Array, "n d"]) -> Float[Array, "d"]:
+    """Mean over the particles as a product: XLA's reduction over a short first axis is 10 times slower on a CPU."""
+    n = x.shape[0]
+    return jnp.full(n, 1 / n, x.dtype) @ x
+
+
+def _gram(x: Float[Array, "n d"], mean: Float[Array, "d"], width: int = 8192) -> Float[Array, "n n"]:
+    """Inner products of `x - mean` (near the mean, distances keep their digits), by stretches that stay in cache."""
+    n, d = x.shape
+    whole = d // width
+
+    def part(start, width):
+        y = jax.lax.dynamic_slice(x, (0, start), (n, width)) - jax.lax.dynamic_slice(mean, (start,), (width,))
+        return y @ y.T
+
+    total = part(whole * width, d - whole * width)
+    return jax.lax.fori_loop(0, whole, lambda i, total: total + part(i * width, width), total) if whole else total
+
+
+def _blocks(size: int):
+    """A group of one leaf, cut into stretches of `size`; the last one is filled up with zeros, which move nothing."""
+
+    def run(parts, fixed, temperature):
+        n, d = parts[0][0].shape
+        count = -(-d // size)
+
+        def cut(a):  # [n, d] -> [block, n, size]
+            return jnp.pad(a, ((0, 0), (0, count * size - d))).reshape(n, count, size).swapaxes(0, 1)
+
+        def one(args):
+            columns, h2 = args
+            return _one_group([[a] for a in columns], None if fixed is None else (fixed[0], h2), temperature)
+
+        # so many blocks at a time that their n x n kernels hold no more than the particles do
+        table = [cut(p[0]) for p in parts], None if fixed is None else fixed[1]
+        *moved, width, mass = jax.lax.map(one, table, batch_size=max(1, min(count, d // n)))
+        return [*[[a.swapaxes(0, 1).reshape(n, -1)[:, :d] for a in m] for m in moved], width, mass]
+
+    return run
+
+
+def _median_rule(distance: Float[Array, "n n"]) -> Scalar:
+    n = distance.shape[0]
+    pairs = distance[jnp.triu_indices(n, 1)]
+    smallest = jnp.finfo(distance.dtype).tiny ** 0.5
+    return jnp.maximum(jnp.median(pairs) / (2 * jnp.log(n + 1)), smallest)
+
+
+def per_leaf(members: list[list[int]], kernel: Kernel, values: list[Array], like: Position) -> Position:
+    """One number a group (or block) as a tree like one particle, each leaf broadcastable to that particle's."""
+    leaves, tree = jax.tree.flatten(like)
+    out: list = [None] * len(leaves)
+    for group, value in zip(members, values, strict=True):
+        for i in group:
+            blocks = isinstance(kernel, int)
+            out[i] = jnp.repeat(value, int(kernel))[: leaves[i].size].reshape(leaves[i].shape) if blocks else value
+    return jax.tree.unflatten(tree, out)

@@ -1,0 +1,263 @@
+"""Stein variational gradient descent: particles that repel each other, with the noise that keeps them spread."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bayestensor.inference.base import Engine, Posterior, all_finite
+from bayestensor.inference.gradient import (
+    coordinates,
+    estimator,
+    mean_over_coordinates,
+    normals,
+    preconditioner,
+    require_proper,
+    running_mean,
+)
+from bayestensor.inference.parallel import Parallel, over
+from bayestensor.inference.stein import Kernel, affine, groups, interact, mean_particle, per_leaf
+from bayestensor.typing import Array, Batch, Int, Key, Position, Scalar
+
+
+class State(NamedTuple):
+    """Attributes:
+    particles: [n, ...] a leaf.
+    scale: preconditioner, one number a coordinate, common to the particles; frozen after burn-in (noisy only).
+    curvature: running mean of the curvature over steps and particles; frozen after burn-in (noisy only).
+    noise: running mean of the gradient's variance over batches (noisy only).
+    bandwidth: h^2 a group; frozen after burn-in if noisy.
+    mass: mean row sum of the kernel a group; frozen after burn-in if noisy.
+    sweep: weight of the affine-invariant part; frozen after burn-in (noisy only).
+    variance_ratio: running mean of the variance ratio.
+    optimiser: the optimiser's state (without noise only).
+    step: steps taken.
+    nonfinite: steps undone because something in them was not finite.
+    """
+
+    particles: Position
+    scale: Position
+    curvature: Position
+    noise: Position
+    bandwidth: list[Array]
+    mass: list[Array]
+    sweep: Scalar
+    variance_ratio: Scalar
+    optimiser: Any
+    step: Int[Array, ""]
+    nonfinite: Int[Array, ""]
+
+
+class Info(NamedTuple):
+    """Attributes:
+    log_density: mean over the particles, before the step.
+    variance_ratio: running mean of `-sum_i (x_i - mean x) (g_i - mean g) / ((n - 1) d T)`: 1 for draws of the posterior
+        (Stein's identity), the ratio of variances for an isotropic Gaussian, near 0 for collapsed particles.
+    collapsed: whether `variance_ratio` is below 0.8 after burn-in.
+    inflation: variance of the particles over the posterior's, as predicted from the measured gradient noise.
+    noise_share: share of the random force that the batches supply.
+    particles: n.
+    dimension: d.
+    adapting: whether this step belongs to burn-in.
+    finite: whether this step was finite; otherwise it was undone.
+    nonfinite: undone steps so far.
+    """
+
+    log_density: Scalar
+    variance_ratio: Scalar
+    collapsed: Scalar
+    inflation: Scalar
+    noise_share: Scalar
+    particles: Int[Array, ""]
+    dimension: Int[Array, ""]
+    adapting: Scalar
+    finite: Scalar
+    nonfinite: Int[Array, ""]
+
+
+def svgd(
+    posterior: Posterior,
+    *,
+    kernel: Kernel = "blocks",
+    noisy: bool = True,
+    step_size: float = 0.05,
+    optimiser: optax.GradientTransformation | None = None,
+    temperature: float = 1.0,
+    burn_in: int = 1000,
+    noise_share: float = 0.1,
+    parallel: Parallel = "auto",
+) -> Engine:
+    """SVGD (Liu and Wang 2016), by default with the noise of Gallego and Insua (2018) that makes n chains of it.
+
+    With K the kernel of a group of coordinates (`stein.interact`), z = x / scale, g the gradient in z, e = `step_size`:
+
+        z = z + e / mass (K g + T div K) + sqrt(2 e T / mass) L xi          L L^T = K, xi ~ N(0, 1)
+              + e sweep (C g + T div C) + sqrt(2 e T sweep) C^(1/2) xi'       C = covariance of the particles
+
+    The second line is `stein.affine`: mixing does not wait for the worst direction. As e goes to 0 the stationary law
+    is p^(1/T) for every particle, in any dimension and with any kernel. `scale`, the bandwidths, `mass` and `sweep` are
+    adapted during `burn_in` steps and then frozen, since the law holds for fixed ones. `scale` is as in SGHMC, reduced
+    so that batches supply at most `noise_share` of the random force; xi is scaled down by what they supply.
+
+    With `noisy=False` the same direction over n, `(K g + T div K) / n`, goes to the optimiser: the published algorithm,
+    whose spread collapses as d grows with one kernel over everything ("all").
+
+    The position is the stack of particles, [n, ...] a leaf; they share each batch.
+
+    Args:
+        posterior: the target; proper.
+        kernel: "all", "leaf", "blocks" (`posterior.blocks`, else a leaf each), or a block size.
+        noisy: add the noise.
+        step_size: e; without noise AdaGrad's, unless there is an optimiser.
+        optimiser: any optax optimiser; only without noise.
+        temperature: T; 1 is the posterior.
+        burn_in: steps that adapt; drop their draws.
+        noise_share: largest share of the random force that batches may supply.
+        parallel: gradients of the particles by "vmap", by "map" (`lax.map`), or as the platform prefers.
+
+    Raises:
+        ValueError: an improper prior, a setting out of range, or an optimiser for the noisy variant.
+    """
+    require_proper(posterior, "SVGD")
+    _check(noisy, step_size, optimiser, temperature, burn_in, noise_share)
+    mover = optax.adagrad(step_size) if optimiser is None else optimiser
+    gradient = estimator(posterior) if noisy else jax.value_and_grad(posterior.log_density)
+
+    def init(key: Key[Array, ""], position: Position) -> State:
+        del key
+        one = jax.tree.map(lambda x: x[0], position)
+        n = jax.tree.leaves(position)[0].shape[0]
+        if n < 2:
+            raise ValueError(f"{n} particle; a stack of at least 2, [n, ...] a leaf, is needed")
+        dtype = jax.tree.leaves(one)[0].dtype
+        members = groups(kernel, posterior, one)
+        sizes = [
+            () if isinstance(kernel, str) else (-(-jax.tree.leaves(one)[i].size // kernel),) for (i, *_) in members
+        ]
+        blank = [jnp.ones(size, dtype) for size in sizes]
+        track = one if noisy else None
+        return State(
+            particles=position,
+            scale=jax.tree.map(jnp.ones_like, track),
+            curvature=jax.tree.map(jnp.zeros_like, track),
+            noise=jax.tree.map(jnp.zeros_like, track),
+            bandwidth=blank,
+            mass=blank,
+            sweep=jnp.zeros((), dtype),
+            variance_ratio=jnp.ones((), dtype),
+            optimiser=None if noisy else mover.init(position),
+            step=jnp.int32(0),
+            nonfinite=jnp.int32(0),
+        )
+
+    def step(key: Key[Array, ""], state: State, batch: Batch) -> tuple[State, Info]:
+        each = over(lambda particle: gradient(particle, batch), parallel)(state.particles)
+        log_density, g = each[:2]
+        share = jax.tree.map(lambda s, b: step_size * s**2 * b / (2 * temperature), state.scale, state.noise)
+        ratio = _variance_ratio(state.particles, g) / temperature
+        moved = (with_noise(key, state, each, share) if noisy else without_noise(state, g))._replace(
+            variance_ratio=running_mean(state.variance_ratio, ratio, state.step - state.nonfinite)
+        )
+        finite = all_finite((moved.particles if noisy else g, log_density))
+        undone = state._replace(nonfinite=state.nonfinite + 1)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, undone)._replace(step=state.step + 1)
+        n, adapting = len(log_density), state.step < burn_in
+        info = Info(
+            log_density=log_density.mean(),
+            variance_ratio=new.variance_ratio,
+            collapsed=(new.variance_ratio < 0.8) & ~adapting,
+            inflation=mean_over_coordinates(jax.tree.map(lambda s: jnp.maximum(s, 1.0), share))
+            if noisy
+            else jnp.ones(()),
+            noise_share=mean_over_coordinates(share) if noisy else jnp.zeros(()),
+            particles=jnp.int32(n),
+            dimension=jnp.int32(coordinates(state.particles) // n),
+            adapting=adapting,
+            finite=finite,
+            nonfinite=new.nonfinite,
+        )
+        return new, info
+
+    def with_noise(key, state, each, share) -> State:
+        members = groups(kernel, posterior, state.scale)
+        adapting, steps = state.step < burn_in, state.step - state.nonfinite
+        noise = running_mean(state.noise, jax.tree.map(lambda b: b.mean(0), each.noise), steps)
+        curvature = running_mean(state.curvature, jax.tree.map(lambda v: v.mean(0), each.curvature), steps)
+        least = step_size / (2 * noise_share * temperature)
+        scale = jax.tree.map(lambda v, b: preconditioner(v, least * b, steps), curvature, noise)
+
+        xi_key, sweep_key = jax.random.split(key)
+        n = jax.tree.leaves(state.particles)[0].shape[0]
+        z = jax.tree.map(lambda x, s: x / s, state.particles, state.scale)
+        g = jax.tree.map(lambda g, s: g * s, each.gradient, state.scale)
+        xi = jax.tree.map(lambda xi, s: jnp.sqrt(jnp.maximum(1 - s, 0.0)) * xi, normals(xi_key, z), share)
+        now = interact(members, kernel, z, g, xi, (~adapting, state.bandwidth) if burn_in else None, temperature)
+        mass = jax.tree.map(lambda a, b: jnp.where(adapting | (burn_in == 0), a, b), now.mass, state.mass)
+        mass = per_leaf(members, kernel, mass, state.scale)
+        swept = affine(z, g, normals(sweep_key, jnp.zeros((n, n), each.log_density.dtype)), temperature)
+        particles = jax.tree.map(
+            lambda x, s, m, *to: x + s * (stride(step_size / m, *to[:2]) + stride(step_size * state.sweep, *to[2:])),
+            state.particles,
+            state.scale,
+            mass,
+            now.drift,
+            now.noise,
+            *swept,
+        )
+        before = (state.scale, state.curvature, state.bandwidth, state.mass, state.sweep)
+        averages = running_mean(before[2:], (now.bandwidth, now.mass, sweep(z, share)), steps)
+        after = (scale, curvature, *averages)
+        kept = jax.tree.map(lambda a, b: jnp.where(adapting, a, b), after, before)
+        names = ("scale", "curvature", "bandwidth", "mass", "sweep")
+        return state._replace(particles=particles, noise=noise, **dict(zip(names, kept, strict=True)))
+
+    def sweep(z, share) -> Scalar:
+        """At most 1, n / d (a particle is pulled with force d / n) and what keeps the batches' share in bounds."""
+        n = jax.tree.leaves(z)[0].shape[0]
+        batches = mean_over_coordinates(jax.tree.map(lambda z, s: z.var(0) * s, z, share))
+        return jnp.minimum(min(1.0, n * n / coordinates(z)), noise_share / jnp.maximum(batches, 1e-30))
+
+    def stride(rate, drift, noise):
+        return rate * drift + jnp.sqrt(2 * rate * temperature) * noise
+
+    def without_noise(state, g) -> State:
+        one = jax.tree.map(lambda x: x[0], state.particles)
+        now = interact(groups(kernel, posterior, one), kernel, state.particles, g, temperature=temperature)
+        n = jax.tree.leaves(state.particles)[0].shape[0]
+        descent = jax.tree.map(lambda drift: -drift / n, now.drift)
+        updates, optimiser = mover.update(descent, state.optimiser, state.particles)
+        particles = optax.apply_updates(state.particles, updates)
+        return state._replace(particles=particles, bandwidth=now.bandwidth, mass=now.mass, optimiser=optimiser)
+
+    return Engine(init, step, lambda state: state.particles)
+
+
+def collapse_warning(ratio: float, particles: int, dimension: int) -> str:
+    """What to say when particles have collapsed (`Info.collapsed`)."""
+    return (
+        f"SVGD's {particles} particles in {dimension} dimensions have collapsed: their variance is about {ratio:.2f} "
+        "of the posterior's. Intervals from them are too narrow; take noisy=True, kernels on small blocks, or sghmc."
+    )
+
+
+def _variance_ratio(particles: Position, gradients: Position) -> Scalar:
+    n = jax.tree.leaves(particles)[0].shape[0]
+    rows = [[x.reshape(n, -1) for x in jax.tree.leaves(tree)] for tree in (particles, gradients)]
+    products = [-((x - mean_particle(x)) * g).sum() for x, g in zip(*rows, strict=True)]
+    return sum(products) * n / (n - 1) / coordinates(particles)
+
+
+def _check(noisy, step_size, optimiser, temperature, burn_in, noise_share):
+    for name, value in {"step_size": step_size, "temperature": temperature}.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} = {value}; a positive number is needed")
+    if not 0 < noise_share < 1:
+        raise ValueError(f"noise_share = {noise_share}; it is a share of the random force, between 0 and 1")
+    if burn_in < 0:
+        raise ValueError(f"burn_in = {burn_in}; a number of steps, 0 or more, is needed")
+    if noisy and optimiser is not None:
+        raise ValueError("an optimiser would change the law of the noisy variant: set noisy=False, or leave it None")

@@ -1,0 +1,174 @@
+"""SVGD: its direction against the definition, and the spread of its particles against the target's."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bayestensor.inference.base import Posterior
+from bayestensor.inference.sample import sample
+from bayestensor.inference.stein import affine, groups, interact
+from bayestensor.inference.svgd import svgd
+
+# BlackJAX and ArviZ rely on dtype and rank promotion
+pytestmark = pytest.mark.promoting
+
+
+def particles(n=7, seed=0):
+    a, b, c = jax.random.split(jax.random.key(seed), 3)
+    return {
+        "core": jax.random.normal(a, (n, 2, 3)),
+        "other": 3 + jax.random.normal(b, (n, 5)),
+        "scale": jax.random.normal(c, (n,)),
+    }
+
+
+def posterior(blocks=None):
+    return Posterior(lambda p: jnp.zeros(()), lambda p, batch: 0.0 * batch, 1, blocks=blocks)
+
+
+def by_definition(x, g, temperature):
+    """Sum over j of k(x_j, x_i) g_j + T grad_{x_j} k(x_j, x_i), autodiff on pairs, h^2 by the median over pairs."""
+    n = len(x)
+    distance = np.array([((x[i] - x[j]) ** 2).sum() for i in range(n) for j in range(i)])
+    h2 = np.median(distance) / (2 * np.log(n + 1))
+
+    def k(a, b):
+        return jnp.exp(-((a - b) ** 2).sum() / (2 * h2))
+
+    return np.stack(
+        [sum(k(x[j], x[i]) * g[j] + temperature * jax.grad(k)(x[j], x[i]) for j in range(n)) for i in range(n)]
+    )
+
+
+KERNELS = {  # kernel, blocks -> columns (of core 0..5, other 6..10, scale 11) that share a kernel
+    "all": ("all", None, [range(12)]),
+    "leaf": ("leaf", None, [range(6), range(6, 11), [11]]),
+    "blocks": ("blocks", lambda p: {"core": 1, "other": 0, "scale": 1}, [[*range(6), 11], range(6, 11)]),
+    "size 4": (4, None, [range(4), [4, 5], range(6, 10), [10], [11]]),
+    "size 1": (1, None, [[i] for i in range(12)]),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_direction_is_the_definition(name):
+    kernel, blocks, columns = KERNELS[name]
+    at, g = particles(), particles(seed=1)
+    members = groups(kernel, posterior(blocks), jax.tree.map(lambda x: x[0], at))
+    got = jax.jit(lambda at, g: interact(members, kernel, at, g, at, temperature=0.5))(at, g)
+
+    def flat(tree):
+        return np.concatenate([np.asarray(x).reshape(7, -1) for x in jax.tree.leaves(tree)], axis=1)
+
+    x, g, drift = flat(at), flat(g), flat(got.drift)
+    for group in columns:
+        group = list(group)
+        np.testing.assert_allclose(drift[:, group], by_definition(x[:, group], g[:, group], 0.5), rtol=2e-3, atol=2e-4)
+
+
+def test_noise_has_the_kernel_as_its_covariance():
+    """40,000 draws: an entry has se under 0.005, so an error of 0.06 is caught with probability 0.999."""
+    at = {"x": jax.random.normal(jax.random.key(0), (5, 3))}
+    members = groups("all", posterior(), {"x": at["x"][0]})
+    noise = jax.vmap(lambda xi: interact(members, "all", at, at, {"x": xi}).noise["x"])
+    draws = jax.jit(noise)(jax.random.normal(jax.random.key(1), (40_000, 5, 3)))
+    got = np.einsum("tid,tjd->ij", draws, draws) / draws.shape[0] / 3
+    x = np.asarray(at["x"])
+    distance = ((x[:, None] - x[None]) ** 2).sum(-1)
+    h2 = np.median(distance[np.triu_indices(5, 1)]) / (2 * np.log(6))
+    np.testing.assert_allclose(got, np.exp(-distance / (2 * h2)), atol=0.04)
+
+
+def test_affine_part_is_the_definition():
+    at, g, xi = particles(), particles(seed=1), jax.random.normal(jax.random.key(2), (7, 7))
+    drift, noise = affine(at, g, xi, 0.5)
+
+    def flat(tree):
+        return np.concatenate([np.asarray(x).reshape(7, -1) for x in jax.tree.leaves(tree)], axis=1).astype(float)
+
+    x = flat(at) - flat(at).mean(0)
+    covariance = x.T @ x / 7
+    np.testing.assert_allclose(flat(drift), flat(g) @ covariance + 0.5 * 13 / 7 * x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(flat(noise), np.asarray(xi) @ x / 7**0.5, rtol=1e-4, atol=1e-4)
+
+
+def gaussian(covariance):
+    precision = jnp.asarray(np.linalg.inv(covariance), jnp.float32)
+    return Posterior(lambda x: -0.5 * x @ (precision @ x), lambda x, batch: 0.0 * batch, 1)
+
+
+def spread(covariance, **settings):
+    """Mean over coordinates of the particles' variance ratio, over the draws of two chains, and `Draws`."""
+    d = len(covariance)
+    start = jax.random.normal(jax.random.key(0), (2, 50, d))
+    engine = svgd(gaussian(covariance), **settings)
+    draws, _ = sample(
+        engine, jax.random.key(1), start, jnp.zeros(1), draws=200, thin=10, burn_in=1000, chunk=200, parallel="vmap"
+    )
+    return ((draws.positions**2).mean((0, 1, 2)) / np.diag(covariance)).mean(), draws
+
+
+COVARIANCES = {
+    "identity": np.eye,
+    "all correlated 0.9": lambda d: 0.1 * np.eye(d) + 0.9,
+    "neighbours correlated 0.9": lambda d: 0.9 ** np.abs(np.subtract.outer(np.arange(d), np.arange(d))),
+}
+
+
+@pytest.mark.parametrize("name", COVARIANCES)
+@pytest.mark.parametrize("d", [pytest.param(2, marks=pytest.mark.slow), 20, pytest.param(200, marks=pytest.mark.slow)])
+def test_default_particles_keep_their_spread(name, d):
+    """2 x 50 particles, 2,000 steps: se 0.01 to 0.04, so a ratio of 0.65 or 1.35 is caught with probability 0.999."""
+    got, draws = spread(COVARIANCES[name](d))
+    assert 0.8 < got < 1.2
+    assert not draws.stats["collapsed"].any()
+    assert 0.9 < draws.stats["variance_ratio"][:, -1].mean() < 1.1
+
+
+def test_plain_particles_collapse_and_say_so():
+    with pytest.warns(UserWarning, match=r"50 particles in 20 dimensions have collapsed"):
+        got, draws = spread(np.eye(20), noisy=False, kernel="all")
+    assert got < 0.5
+    assert abs(draws.stats["variance_ratio"][:, -1].mean() - got) < 0.1
+
+
+def test_temperature_scales_the_variance():
+    got, draws = spread(np.eye(2), temperature=0.25)
+    assert 0.8 < got / 0.25 < 1.2
+    assert 0.9 < draws.stats["variance_ratio"][:, -1].mean() < 1.1
+
+
+@pytest.mark.slow
+def test_shared_minibatches_do_not_inflate_the_particles():
+    """20 particles, batches of 100 in 2,000; se of the ratio about 0.02."""
+    data = 1 + jax.random.normal(jax.random.key(0), (2000, 5))
+    target = Posterior(lambda x: -0.5 * (x**2).sum() / 100, lambda x, batch: -0.5 * ((batch - x) ** 2).sum(-1), 2000)
+    mean, variance = data.sum(0) / 2000.01, 1 / 2000.01
+    start = mean + 0.01 * jax.random.normal(jax.random.key(1), (8, 20, 5))
+    draws, _ = sample(
+        svgd(target),
+        jax.random.key(2),
+        start,
+        data,
+        draws=500,
+        thin=20,
+        burn_in=2000,
+        batch_size=100,
+        chunk=500,
+        parallel="vmap",
+    )
+    got = ((draws.positions - mean) ** 2).mean() / variance
+    assert 0.85 < got < 1.15
+    assert abs(draws.stats["inflation"].mean() / got - 1) < 0.15
+
+
+def test_the_step_allocates_at_most_twice_the_particles():
+    """XLA's own count for the plain step on 20 x 50,000, beside arguments and results."""
+    n, d = 20, 50_000
+    target = Posterior(lambda x: -0.5 * (x**2).sum(), lambda x, batch: 0.0 * batch, 1)
+    engine = svgd(target, noisy=False, kernel="all", parallel="vmap")
+    state = jax.eval_shape(engine.init, jax.random.key(0), jax.ShapeDtypeStruct((n, d), jnp.float32))
+    step = jax.jit(engine.step).lower(jax.random.key(0), state, jax.ShapeDtypeStruct((1,), jnp.float32))
+    assert step.compile().memory_analysis().temp_size_in_bytes <= 2 * n * d * 4, "twice the particles"
