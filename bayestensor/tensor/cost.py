@@ -1,7 +1,8 @@
 """What a chain costs: operations, memory traffic of its intermediates, and overhead an operation.
 
-The constants are those of one x86 core with AVX-512 under XLA's CPU compiler; only their ratios matter to the choice,
-and `plan_by_timing` is there for machines whose ratios differ.
+The constants are those of two x86 cores with AVX-512 under XLA's CPU compiler, measured one core at a time
+(experiments/layer_speed); only their ratios matter to the choice, and `plan_by_timing` is there for machines whose
+ratios differ.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from bayestensor.tensor.paths import contraction_path
 FLOP = 1 / 130e9  # s an operation inside a matrix product
 COPY = 0.7e-9  # s an entry that is transposed by a loop
 SPREAD = 0.2e-9  # s an entry of a factor repeated for every product of a batch of them
-GATHER = 2e-9  # s an entry of such a factor's gradient, added up over the batch
+GATHER = 4e-9  # s an entry of such a factor's gradient, added up over the batch
 KEEP = 3e-9  # s an entry that a turn of a loop leaves for the gradient: written into a slice and read from it
 BYTE = ((2**21, 1 / 40e9), (2**22, 1 / 10e9), (2**63, 1 / 3e9))  # array up to so many bytes, s a byte written and read
 OP = 0.7e-6  # s to start one operation
 CALL = 0.25e-6  # s to start one matrix product of a batch of them
 TURN = 1.5e-6  # s for one turn of a loop
+
+
+def _product_seconds(flops: int) -> float:
+    """A matrix product; the second core pays off slowly, from 16 million operations on, and fully at a thousand."""
+    return flops * FLOP / (1 + min(1.0, max(0.0, math.log2(max(flops, 1) / 16e6) / 6)))
 
 
 def _traffic(count: float) -> float:
@@ -85,7 +91,7 @@ def _step_seconds(step: Step, size: Mapping[str, int], itemsize: int, gradient: 
     products = 2 if gradient else 1
     source, result, factor = (math.prod(size[leg] for leg in x) for x in (step.source, step.result, step.factor))
     work = 2 * math.prod(size[leg] for leg in _all_legs(step))
-    seconds = products * (work * FLOP + OP + _traffic(source * itemsize) + _traffic(result * itemsize))
+    seconds = products * (_product_seconds(work) + OP + _traffic(source * itemsize) + _traffic(result * itemsize))
     if step.kind == "middle" and step.sizes(size)[0] > 1:
         p = step.sizes(size)[0]
         seconds += products * (p * CALL + _traffic(p * factor * itemsize)) + p * factor * (
@@ -112,7 +118,7 @@ def _same_order(a: tuple[str, ...], b: tuple[str, ...], size: Mapping[str, int])
 
 
 def _forming_seconds(flops: int, traffic: int, products: int, itemsize: int) -> float:
-    return flops * FLOP + products * OP + traffic * COPY + _traffic(traffic * itemsize)
+    return _product_seconds(flops) + products * OP + traffic * COPY + _traffic(traffic * itemsize)
 
 
 def chain_flops(network: Network, groups: tuple[tuple[str, ...], ...], batch: int) -> int:

@@ -2,7 +2,7 @@
 
     pip install -e '.[bench]' && python experiments/layer_speed/bench.py --out experiments/layer_speed
 
-writes result.json and result.md there.
+writes result.json and result.md there (result_cpu_time.* with --cpu-time).
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def close(a, b) -> None:
         raise AssertionError(f"outputs differ by {error:.1e} of the largest entry")
 
 
-def median_ms(contenders: dict[str, Callable], seconds: float, least: int, most: int) -> dict[str, float]:
+def median_ms(
+    contenders: dict[str, Callable], clock: Callable, seconds: float, least: int, most: int
+) -> dict[str, float]:
     """Medians of rounds in which every contender runs once, in an order that turns."""
     names, times = list(contenders), {name: [] for name in contenders}
     start = time.perf_counter()
@@ -116,9 +118,9 @@ def median_ms(contenders: dict[str, Callable], seconds: float, least: int, most:
         if turn >= most or (turn >= least and time.perf_counter() - start > seconds):
             break
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            begin = time.perf_counter()
+            begin = clock()
             contenders[name]()
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(clock() - begin)
     return {name: 1e3 * float(np.median(values)) for name, values in times.items()}
 
 
@@ -131,7 +133,8 @@ def rows_of(size: str, args) -> list[dict]:
         x = np.random.default_rng(1).standard_normal((batch, network.matrix_shape[1])).astype(np.float32)
         contenders = jax_contenders(tensor, x, backward) | torch_contenders(tensor, x, backward)
         check_agreement(contenders, tensor, backward)
-        ms = median_ms(contenders, args.seconds, args.least, args.most)
+        clock = time.process_time if args.cpu_time else time.perf_counter
+        ms = median_ms(contenders, clock, args.seconds, args.least, args.most)
         plan = plan_matvec(network, batch, backward=backward)
         row = {"size": size, "rank": rank, "batch": batch, "pass": "both" if backward else "forward", "ms": ms}
         row["flops_ratio"] = matvec_flops(network, batch) / (2 * np.prod(network.matrix_shape) * batch)
@@ -174,20 +177,27 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="time for one row, beyond the least rounds")
     parser.add_argument("--least", type=int, default=5, help="rounds at least")
     parser.add_argument("--most", type=int, default=200, help="rounds at most")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="one thread on one core, its own time: for busy machines"
+    )
     args = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    threads, name = (1, "result_cpu_time") if args.cpu_time else (THREADS, "result")
+    if args.cpu_time:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"  # read when JAX first computes
+    torch.set_num_threads(threads)
     before = os.getloadavg()
     print(HEAD)
     rows = [row for size in args.sizes for row in rows_of(size, args)]
     about = {
         "versions": {"jax": jax.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "cpus": os.cpu_count(),
-        "threads": THREADS,
+        "threads": threads,
         "load": {"before": before, "after": os.getloadavg()},
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "result.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-    (args.out / "result.md").write_text("\n".join([HEAD, *map(line, rows)]) + "\n")
+    (args.out / f"{name}.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    (args.out / f"{name}.md").write_text("\n".join([HEAD, *map(line, rows)]) + "\n")
 
 
 if __name__ == "__main__":
