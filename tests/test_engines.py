@@ -23,6 +23,9 @@ from bayestensor.inference.sghmc import sghmc
 from bayestensor.inference.sgld import sgld
 from bayestensor.inference.svgd import svgd
 
+# BlackJAX and ArviZ rely on dtype and rank promotion
+pytestmark = pytest.mark.promoting
+
 NUM = 16
 X = jax.random.normal(jax.random.key(1), (NUM, 3))
 Y = X @ jnp.array([1.0, -1.0, 0.5]) + 0.3 + 0.5 * jax.random.normal(jax.random.key(2), (NUM,))

@@ -23,6 +23,9 @@ from bayestensor.inference.sample import sample
 from bayestensor.inference.sghmc import sghmc
 from bayestensor.inference.sgld import sgld
 
+# BlackJAX and ArviZ rely on dtype and rank promotion
+pytestmark = pytest.mark.promoting
+
 CHAINS = 48
 PRECISIONS = {"identity": jnp.ones(10), "condition number 100": jnp.logspace(-1, 1, 10)}
 

@@ -12,6 +12,9 @@ from bayestensor.inference.sample import sample
 from bayestensor.inference.stein import affine, groups, interact
 from bayestensor.inference.svgd import svgd
 
+# BlackJAX and ArviZ rely on dtype and rank promotion
+pytestmark = pytest.mark.promoting
+
 
 def particles(n=7, seed=0):
     a, b, c = jax.random.split(jax.random.key(seed), 3)

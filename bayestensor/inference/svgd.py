@@ -20,7 +20,7 @@ from bayestensor.inference.gradient import (
     running_mean,
 )
 from bayestensor.inference.parallel import Parallel, over
-from bayestensor.inference.stein import Kernel, affine, groups, interact, per_leaf
+from bayestensor.inference.stein import Kernel, affine, groups, interact, mean_particle, per_leaf
 from bayestensor.typing import Array, Batch, Int, Key, Position, Scalar
 
 
@@ -246,8 +246,9 @@ def collapse_warning(ratio: float, particles: int, dimension: int) -> str:
 
 def _variance_ratio(particles: Position, gradients: Position) -> Scalar:
     n = jax.tree.leaves(particles)[0].shape[0]
-    products = jax.tree.map(lambda x, g: -((x - x.mean(0)) * g).sum(), particles, gradients)
-    return sum(jax.tree.leaves(products)) * n / (n - 1) / coordinates(particles)
+    rows = [[x.reshape(n, -1) for x in jax.tree.leaves(tree)] for tree in (particles, gradients)]
+    products = [-((x - mean_particle(x)) * g).sum() for x, g in zip(*rows, strict=True)]
+    return sum(products) * n / (n - 1) / coordinates(particles)
 
 
 def _check(noisy, step_size, optimiser, temperature, burn_in, noise_share):

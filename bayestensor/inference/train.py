@@ -58,7 +58,7 @@ class Trainer:
             return self.engine.init(engine_key, initial(key))
 
         keys = (key, jax.random.fold_in(self._key, 0))
-        # it runs once: its compilation is all that it costs
+        # runs once: its compilation is all that it costs
         options: dict[str, dict[str, Any]] = {"cpu": {"xla_backend_optimization_level": 0}}
         compiled = jax.jit(begin).lower(*keys).compile(options.get(jax.default_backend()))
         return self.new_epoch(compiled(*keys))

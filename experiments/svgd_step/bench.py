@@ -26,7 +26,7 @@ TARGET = Posterior(lambda x: -0.5 * (x**2).sum(), lambda x, batch: 0.0 * batch, 
 
 
 def ours(particles, **settings):
-    engine = svgd(TARGET, kernel="all", **settings)
+    engine = svgd(TARGET, kernel="all", parallel="vmap", **settings)  # as the others do
     step = jax.jit(lambda state: engine.step(jax.random.fold_in(jax.random.key(0), state.step), state, jnp.zeros(1))[0])
     return step, engine.init(jax.random.key(0), particles)
 
