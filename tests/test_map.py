@@ -12,7 +12,7 @@ from bayestensor.inference.base import Posterior, all_finite
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
 from bayestensor.inference.train import Trainer, in_pieces
 from bayestensor.models.shrinkage import log_prior_cores, log_prior_scales, mode_scales
-from bayestensor.priors import HalfCauchy, InverseGamma
+from bayestensor.priors import HalfCauchy
 from bayestensor.tensor import formats
 from bayestensor.tensor.network import factored
 
@@ -154,10 +154,9 @@ def test_pieces_make_the_whole(n, size):
     np.testing.assert_array_equal(found, 2 * np.asarray(x).sum(1, keepdims=True))
 
 
-@pytest.mark.parametrize("prior", [HalfCauchy(1.0), InverseGamma(1.0, 0.1)])
-def test_gradient_and_closed_form_scales_meet_at_a_fixed_point(prior, x64):
+def test_gradient_and_closed_form_scales_meet_at_a_fixed_point(x64):
     """A rank-2 matrix under noise: both ways end at one mode, where the gradient is zero in cores and scales."""
-    network, variance = formats.cp((6,), (5,), 2), 1.0
+    prior, network, variance = HalfCauchy(1.0), formats.cp((6,), (5,), 2), 1.0
     rng = np.random.default_rng(0)
     matrix = jnp.asarray(rng.normal(size=(6, 2)) @ rng.normal(size=(2, 5)) + 0.4 * rng.normal(size=(6, 5)))
 
@@ -186,6 +185,6 @@ def test_gradient_and_closed_form_scales_meet_at_a_fixed_point(prior, x64):
     densities = [float(posterior.log_density(end, matrix)) for end in ends]
     np.testing.assert_allclose(densities[0], densities[1], atol=1e-3)
     for end in ends:
-        gradient = jax.grad(posterior.log_density)(end, matrix)
+        gradient = jax.jit(jax.grad(posterior.log_density))(end, matrix)
         assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) < 0.1
     np.testing.assert_allclose(np.sort(ends[0]["v"]["rank"]), np.sort(ends[1]["v"]["rank"]), atol=0.02)

@@ -166,19 +166,19 @@ GONE = {"layers.0": {"b1": [1]}, "layers.1": {"rank": [0, 2]}}
 
 def zeroed(model, tree):
     """The dropped slices of every core of a tree like the position set to 0; the scales stay as they are."""
-    tree = jax.tree.map(lambda a: a, tree)
+    tree = jax.tree.map(np.array, tree)
     for name, kernel in model.kernels.items():
         cores = tree["weights"]["layers"][kernel.path[1]]["kernel"]["cores"]
         for core in kernel.network.cores:
             for bond, gone in GONE[name].items():
                 if bond in core.legs:
                     at = (slice(None),) * core.legs.index(bond) + (np.array(gone),)
-                    cores[core.name] = cores[core.name].at[at].set(0)
-    return tree
+                    cores[core.name][at] = 0
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def cut(model, position, tree):
-    return map_positions(tree, position, model.cuts(position, KEEP))
+    return jax.jit(lambda tree: map_positions(tree, position, model.cuts(position, KEEP)))(tree)
 
 
 def test_a_cut_model_answers_like_one_whose_slices_are_zero():
@@ -200,7 +200,6 @@ def test_a_cut_model_answers_like_one_whose_slices_are_zero():
 OPTIMIZERS = {
     "adam": optax.adam(1e-2),
     "sgd with momentum": optax.sgd(1e-2, momentum=0.9),
-    "chain": optax.chain(optax.scale_by_adam(), optax.scale_by_learning_rate(1e-2)),
     "two optimisers": optax.multi_transform(
         {"a": optax.adam(1e-2), "b": optax.sgd(1e-2, momentum=0.9)},
         {"weights": "a", "log_scales": "b", "likelihood": "a"},
@@ -217,14 +216,14 @@ def test_optimiser_state_is_cut_along(name, x64):
     are zero, and zero prior gradient: it stays 0 through a step, so a step and a cut commute. Were moments reset, or
     cut at other indices, the steps would differ.
     """
-    model = neural()
+    model = neural(layers=(TT, CP))
     posterior = model.posterior(8)
     engine = map_estimate(posterior, OPTIMIZERS[name], temperature=1.0)
     batch = (jnp.asarray(X), jnp.asarray(LABELS))
     step = jax.jit(lambda state: engine.step(jax.random.key(0), state, batch)[0])
     position = away(model.initial_position(), dtype=jnp.float64)
-    state = engine.init(jax.random.key(0), zeroed(model, position))
-    state = step(step(state))  # moments that are not 0 where slices live
+    init = jax.jit(lambda position: engine.init(jax.random.key(0), position))
+    state = step(step(init(zeroed(model, position))))  # moments that are not 0 where slices live
     before = engine.position(state)
     after_cut = step(cut(model, before, state))
     cut_after = cut(model, before, step(state))
@@ -232,8 +231,10 @@ def test_optimiser_state_is_cut_along(name, x64):
     assert len(found) == len(expected) > len(jax.tree.leaves(position))
     for (path, a), (_, b) in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12, err_msg=jax.tree_util.keystr(path))
-    reset = engine.init(jax.random.key(0), cut(model, before, before))
-    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), step(reset).position, after_cut.position)
+    reset = init(cut(model, before, before))
+    moved = jax.tree.map(
+        lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), step(reset).position, after_cut.position
+    )
     assert max(jax.tree.leaves(moved)) > 1e-4  # the check would see a reset
 
 
