@@ -47,7 +47,9 @@ START = {"w": jnp.zeros(3)}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 30.0])
-@pytest.mark.parametrize("optimizer", [optax.sgd(0.05, momentum=0.9), optax.adam(optax.cosine_decay_schedule(0.1, 600))])
+@pytest.mark.parametrize(
+    "optimizer", [optax.sgd(0.05, momentum=0.9), optax.adam(optax.cosine_decay_schedule(0.1, 600))]
+)
 def test_the_mode_of_a_conjugate_target_is_reached(optimizer, temperature):
     state, info = descend(map_estimate(linear(), optimizer, temperature=temperature), START, WHOLE, 600)
     np.testing.assert_allclose(state.position["w"], closed_form(temperature), rtol=1e-3, atol=1e-4)
@@ -167,7 +169,9 @@ def test_gradient_and_closed_form_scales_meet_at_a_fixed_point(prior, x64):
     cores = {c.name: jnp.asarray(rng.normal(size=network.core_shape(c.name))) for c in network.cores}
     start = {"cores": cores, "v": {"rank": jnp.zeros(2)}}
     rate = optax.cosine_decay_schedule(0.03, 6000)
-    still = optax.multi_transform({"move": optax.adam(rate), "stay": optax.set_to_zero()}, {"cores": "move", "v": "stay"})
+    still = optax.multi_transform(
+        {"move": optax.adam(rate), "stay": optax.set_to_zero()}, {"cores": "move", "v": "stay"}
+    )
     ends = [
         descend(map_estimate(posterior, optimizer, after_step=after), start, matrix, 6000)[0].position
         for optimizer, after in ((optax.adam(rate), None), (still, closed_form))

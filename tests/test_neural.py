@@ -115,7 +115,8 @@ def test_likelihoods_agree_with_scipy(likelihood, x64):
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "targets"), [(Gaussian(), (5,)), (Gaussian(), (5, 2)), (Categorical(), (5, 1)), (Categorical(), (4,))]
+    ("likelihood", "targets"),
+    [(Gaussian(), (5,)), (Gaussian(), (5, 2)), (Categorical(), (5, 1)), (Categorical(), (4,))],
 )
 def test_targets_of_another_shape_are_refused_not_broadcast(likelihood, targets):
     with pytest.raises(ValueError, match="targets have shape"):
@@ -152,7 +153,9 @@ def test_scales_are_clipped_to_floor_and_support():
     scales = model.clip_scales(position, 1e-6)["log_scales"]
     np.testing.assert_allclose(scales["layers.0"]["b1"], [2 * np.log(1e-2), 0, 2 * np.log(10.0)], rtol=1e-6)
     np.testing.assert_allclose(scales["layers.1"]["rank"], [np.log(1e-6), 0, 50, 3], rtol=1e-6)
-    np.testing.assert_allclose(model.clip_scales(position, 1e-2)["log_scales"]["layers.0"]["b1"][0], np.log(1e-2), rtol=1e-6)
+    np.testing.assert_allclose(
+        model.clip_scales(position, 1e-2)["log_scales"]["layers.0"]["b1"][0], np.log(1e-2), rtol=1e-6
+    )
 
 
 # --- cuts ---------------------------------------------------------------------------------------------------------

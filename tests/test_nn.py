@@ -69,7 +69,9 @@ def test_smaller_arrays_make_a_smaller_layer(name):
         layer.kernel.cores[core] = nnx.Param(array)
     assert layer.kernel.tensor.network.ranks == {bond: len(indices) for bond, indices in kept.items()}
     assert layer.kernel.network == whole.network  # the declaration stays
-    np.testing.assert_allclose(jax.jit(lambda layer, x: layer(x))(layer, X), X @ matrix(smaller).T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(lambda layer, x: layer(x))(layer, X), X @ matrix(smaller).T, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_bias_is_optional():
@@ -102,9 +104,9 @@ def test_random_streams_decide_the_start():
 def test_the_start_has_the_variance_asked_for():
     """Of 4,096 x 50 entries of W over 50 seeds, all of one CP tensor: its mean square varies by about 8 % of sd."""
     declared = FORMATS["cp"]((8, 8), (8, 8), 64)
-    squares = jax.jit(
-        jax.vmap(lambda key: jnp.mean(matrix(Linear(declared, rngs=nnx.Rngs(key)).kernel.tensor) ** 2))
-    )(jax.random.split(jax.random.key(0), 50))
+    squares = jax.jit(jax.vmap(lambda key: jnp.mean(matrix(Linear(declared, rngs=nnx.Rngs(key)).kernel.tensor) ** 2)))(
+        jax.random.split(jax.random.key(0), 50)
+    )
     assert abs(float(squares.mean()) / (2 / 64) - 1) < 0.15
     assert TensorWeight(declared, 0.3, rngs=nnx.Rngs(0)).core_variance == core_variance(declared, 0.3)
     assert Linear(declared, rngs=nnx.Rngs(0)).kernel.core_variance == core_variance(declared, 2 / 64)

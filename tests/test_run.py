@@ -501,7 +501,9 @@ def test_rules_are_those_of_the_section(untrained):
 def test_a_collapse_is_said_by_name_and_goes_on_at_rank_1(tmp_path):
     heard = Heard()
     cuts = {"epochs": [1, 2], "threshold": 0.999}
-    summary = run.run(settings(data={"validation": 0.0}, train={"epochs": 3}, prune=cuts), tmp_path / "run", None, heard)
+    summary = run.run(
+        settings(data={"validation": 0.0}, train={"epochs": 3}, prune=cuts), tmp_path / "run", None, heard
+    )
     assert {rank for bonds in summary["ranks"].values() for rank in bonds.values()} == {1}
     bonds = [f"bond {bond!r} of layer {layer!r}" for layer, bonds in summary["ranks"].items() for bond in bonds]
     assert sorted(summary["collapsed"]) == sorted(bonds)  # once each

@@ -57,7 +57,9 @@ def by_hand(tensor, log_scales):
 def test_cores_are_normal_with_the_product_of_their_scales(name):
     tensor, log_scales = case(NETWORKS[name])
     log_scales = {bond: np.asarray(v) for bond, v in log_scales.items()}
-    found = jax.jit(log_prior_cores, static_argnums=2)(tensor, {b: jnp.asarray(v) for b, v in log_scales.items()}, VARIANCE)
+    found = jax.jit(log_prior_cores, static_argnums=2)(
+        tensor, {b: jnp.asarray(v) for b, v in log_scales.items()}, VARIANCE
+    )
     np.testing.assert_allclose(found, by_hand(tensor, log_scales), rtol=1e-10)
 
 

@@ -1,6 +1,6 @@
 """Epoch time of configs/mnist_fc_map.yaml against its dense twin, side by side, and the wait for its first step.
 
-    python experiments/epoch_time/bench.py [--data-dir DIR] [--rounds N]
+python experiments/epoch_time/bench.py [--data-dir DIR] [--rounds N]
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def main() -> None:
         for contender in contenders.values():
             contender.advance()
     dense = contenders["dense twin"].seconds_per_epoch
-    print(f"| network | seconds an epoch, median ({arguments.rounds} interleaved rounds) | against dense, median of pairs |")
+    print(
+        f"| network | seconds an epoch, median ({arguments.rounds} interleaved rounds) | against dense, median of pairs |"
+    )
     print("|---|---|---|")
     for name, contender in contenders.items():
         ratio = statistics.median(a / b for a, b in zip(contender.seconds_per_epoch, dense, strict=True))
