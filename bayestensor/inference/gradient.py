@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 
 from bayestensor.inference.base import Posterior
 from bayestensor.typing import Array, Batch, Key, Position, Scalar
@@ -65,6 +66,24 @@ def centre_at(posterior: Posterior, position: Position, data: Batch, chunk: int 
     return Centre(position, total)
 
 
+def _halves(
+    posterior: Posterior, centre: Centre | None
+) -> Callable[[Position, Batch], tuple[Scalar, Position, Position]]:
+    """(position, part of a batch) -> N mean log likelihood, its gradient, and the same with the control variate."""
+
+    def half(position: Position, batch: Batch) -> tuple[Scalar, Position]:
+        return jax.value_and_grad(lambda p: posterior.num_data * posterior.mean_log_likelihood(p, batch))(position)
+
+    def half_with_control(position: Position, batch: Batch) -> tuple[Scalar, Position, Position]:
+        value, raw = half(position, batch)
+        if centre is None:
+            return value, raw, raw
+        at_centre = half(centre.position, batch)[1]
+        return value, raw, jax.tree.map(lambda g, gc, full: g - gc + full, raw, at_centre, centre.gradient)
+
+    return half_with_control
+
+
 def estimator(posterior: Posterior, centre: Centre | None = None) -> Callable[[Position, Batch], Estimate]:
     """Builds `estimate(position, batch)`: the gradient with its noise and the curvature, for one gradient's work.
 
@@ -78,23 +97,14 @@ def estimator(posterior: Posterior, centre: Centre | None = None) -> Callable[[P
     gradient is added, whose mean over the posterior is the curvature itself. With a `centre` c (Baker et al. 2019)
     each half becomes `g(position) - g(c) + full gradient at c`, whose noise vanishes as the position nears c.
     """
-
-    def half(position: Position, batch: Batch) -> tuple[Scalar, Position]:
-        return jax.value_and_grad(lambda p: posterior.num_data * posterior.mean_log_likelihood(p, batch))(position)
-
-    def half_with_control(position: Position, batch: Batch) -> tuple[Scalar, Position, Position]:
-        value, raw = half(position, batch)
-        if centre is None:
-            return value, raw, raw
-        at_centre = half(centre.position, batch)[1]
-        return value, raw, jax.tree.map(lambda g, gc, full: g - gc + full, raw, at_centre, centre.gradient)
+    half_with_control = _halves(posterior, centre)
 
     def estimate(position: Position, batch: Batch) -> Estimate:
         size = batch_size(batch)
         share = size / posterior.num_data  # of the data in the batch
         prior, prior_gradient = jax.value_and_grad(posterior.log_prior)(position)
         if size == 1 and share >= 1:
-            value, likelihood_gradient = half(position, batch)
+            value, likelihood_gradient, _ = half_with_control(position, batch)
             gradient = jax.tree.map(jnp.add, prior_gradient, likelihood_gradient)
             zeros = jax.tree.map(jnp.zeros_like, gradient)
             return Estimate(prior + value, gradient, zeros, jax.tree.map(jnp.square, gradient))
@@ -110,6 +120,37 @@ def estimator(posterior: Posterior, centre: Centre | None = None) -> Callable[[P
         if share >= 1:
             curvature = jax.tree.map(lambda c, g: c + g**2, curvature, gradient)
         return Estimate(prior + values.mean(), gradient, noise, curvature)
+
+    return estimate
+
+
+def sparing_estimator(
+    posterior: Posterior, centre: Centre | None = None
+) -> Callable[[Scalar, Position, Batch], Estimate]:
+    """Builds `estimate(due, position, batch)`: as `estimator` where `due`, else noise and curvature are 0.
+
+    Two half batches cost more than a whole one where a layer's weight is formed from its factors. Chains under vmap
+    share one decision (due if any is), since one that differs between them would cost both branches at every step.
+    """
+    measured, half = estimator(posterior, centre), _halves(posterior, centre)
+
+    def plain(position: Position, batch: Batch) -> Estimate:
+        prior, prior_gradient = jax.value_and_grad(posterior.log_prior)(position)
+        value, _, controlled = half(position, batch)
+        gradient = jax.tree.map(jnp.add, prior_gradient, controlled)
+        zeros = jax.tree.map(jnp.zeros_like, gradient)
+        return Estimate(prior + value, gradient, zeros, zeros)
+
+    @custom_vmap
+    def estimate(due: Scalar, position: Position, batch: Batch) -> Estimate:
+        return jax.lax.cond(due, measured, plain, position, batch)
+
+    @estimate.def_vmap
+    def side_by_side(size, batched, due, position, batch):
+        del size
+        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched[1:]))
+        out = jax.lax.cond(jnp.any(due), jax.vmap(measured, axes), jax.vmap(plain, axes), position, batch)
+        return out, jax.tree.map(lambda _: True, out)
 
     return estimate
 

@@ -12,12 +12,12 @@ from bayestensor.inference.base import Engine, Posterior, all_finite
 from bayestensor.inference.gradient import (
     Centre,
     Estimate,
-    estimator,
     mean_over_coordinates,
     normals,
     preconditioner,
     require_proper,
     running_mean,
+    sparing_estimator,
 )
 from bayestensor.typing import Array, Batch, Int, Key, Position, Scalar
 
@@ -29,6 +29,7 @@ class State(NamedTuple):
     scale: preconditioner, an estimate of each coordinate's posterior sd; frozen after burn-in.
     curvature: running mean of the curvature; frozen after burn-in.
     noise: running mean of the gradient's variance over batches.
+    measured: how often curvature and noise have been measured.
     step: steps taken.
     nonfinite: steps undone because something in them was not finite.
     """
@@ -38,6 +39,7 @@ class State(NamedTuple):
     scale: Position
     curvature: Position
     noise: Position
+    measured: Int[Array, ""]
     step: Int[Array, ""]
     nonfinite: Int[Array, ""]
 
@@ -75,6 +77,7 @@ def sghmc(
     precondition: bool = True,
     correct_noise: bool = True,
     noise_share: float = 0.1,
+    measure_every: int = 10,
     centre: Centre | None = None,
     conditional_every: int | None = None,
 ) -> Engine:
@@ -109,6 +112,7 @@ def sghmc(
         precondition: adapt `scale`; otherwise it is 1.
         correct_noise: raise the friction and inject less; otherwise the noise is only reported.
         noise_share: largest share of the random force that batches may supply.
+        measure_every: steps between two measurements of the noise; every step of burn-in takes one.
         centre: control variate (`gradient.centre_at`): two gradients a step, little noise near the centre.
         conditional_every: steps between draws by `posterior.conditional_update`; None: never.
 
@@ -116,14 +120,14 @@ def sghmc(
         ValueError: an improper prior, a setting out of range, or conditional draws that the posterior cannot give.
     """
     require_proper(posterior, "SGHMC")
-    _check(posterior, step_size, friction, temperature, burn_in, cycle, noise_share, conditional_every)
-    estimate, update = estimator(posterior, centre), posterior.conditional_update
+    _check(posterior, step_size, friction, temperature, burn_in, cycle, noise_share, measure_every, conditional_every)
+    estimate, update = sparing_estimator(posterior, centre), posterior.conditional_update
 
     def init(key: Key[Array, ""], position: Position) -> State:
         zeros = jax.tree.map(jnp.zeros_like, position)
         momentum = normals(key, position, math.sqrt(temperature))
         scale = jax.tree.map(jnp.ones_like, position)
-        return State(position, momentum, scale, zeros, zeros, jnp.int32(0), jnp.int32(0))
+        return State(position, momentum, scale, zeros, zeros, jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
     def step(key: Key[Array, ""], state: State, batch: Batch) -> tuple[State, Info]:
         noise_key, reset_key, update_key = jax.random.split(key, 3)
@@ -139,12 +143,14 @@ def sghmc(
         if conditional_every is not None and update is not None:
             due = state.step % conditional_every == 0
             position = jax.lax.cond(due, update, lambda _, x: x, update_key, position)
-        now = estimate(position, batch)
+        due = (state.step < burn_in) | (state.step % measure_every == 0)
+        now = estimate(due, position, batch)
         middle = _kick(momentum, now.gradient, state.scale, h / 2)
         moved = State(
             position,
             _kick(middle, now.gradient, state.scale, h_next / 2),
-            *adapt(state, now),
+            *adapt(state, now, due),
+            measured=state.measured + due,
             step=state.step + 1,
             nonfinite=state.nonfinite,
         )
@@ -153,7 +159,7 @@ def sghmc(
             step=state.step + 1,
             nonfinite=state.nonfinite + 1,
         )
-        finite = all_finite((moved, now.log_density))
+        finite = all_finite(now)  # at the new position; to look at `moved` would keep XLA from fusing its parts
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, undone)
         info = Info(
             log_density=now.log_density,
@@ -183,17 +189,15 @@ def sghmc(
     def inflation(share):
         return jnp.maximum(share, 1.0) if correct_noise else 1 + share
 
-    def adapt(state: State, now: Estimate) -> tuple[Position, Position, Position]:
-        steps = state.step - state.nonfinite
-        noise = running_mean(state.noise, now.noise, steps)
+    def adapt(state: State, now: Estimate, due: Scalar) -> tuple[Position, Position, Position]:
+        means = running_mean((state.curvature, state.noise), (now.curvature, now.noise), state.measured)
+        curvature, noise = jax.tree.map(lambda a, b: jnp.where(due, a, b), means, (state.curvature, state.noise))
         if not precondition or burn_in == 0:
             return state.scale, state.curvature, noise
-        curvature = running_mean(state.curvature, now.curvature, steps)
         least = step_size**2 / (4 * noise_share * temperature) if correct_noise else 0.0
-        scale = jax.tree.map(lambda v, b: preconditioner(v, least * b, steps), curvature, noise)
-        adapting = state.step < burn_in
-        frozen = state.scale, state.curvature
-        scale, curvature = jax.tree.map(lambda a, b: jnp.where(adapting, a, b), (scale, curvature), frozen)
+        scale = jax.tree.map(lambda v, b: preconditioner(v, least * b, state.measured), curvature, noise)
+        adapted, frozen = (scale, curvature), (state.scale, state.curvature)
+        scale, curvature = jax.tree.map(lambda a, b: jnp.where(state.step < burn_in, a, b), adapted, frozen)
         return scale, curvature, noise
 
     return Engine(init, step, lambda state: state.position)
@@ -207,7 +211,7 @@ def _kick(momentum, gradient, scale, h):
     return jax.tree.map(lambda u, g, s: u + h * s * g, momentum, gradient, scale)
 
 
-def _check(posterior, step_size, friction, temperature, burn_in, cycle, noise_share, conditional_every):
+def _check(posterior, step_size, friction, temperature, burn_in, cycle, noise_share, measure_every, conditional_every):
     for name, value in {"step_size": step_size, "friction": friction, "temperature": temperature}.items():
         if not value > 0:
             raise ValueError(f"{name} = {value}; a positive number is needed")
@@ -215,9 +219,9 @@ def _check(posterior, step_size, friction, temperature, burn_in, cycle, noise_sh
         raise ValueError(f"noise_share = {noise_share}; it is a share of the random force, between 0 and 1")
     if burn_in < 0:
         raise ValueError(f"burn_in = {burn_in}; a number of steps, 0 or more, is needed")
-    for name, steps in {"cycle": cycle, "conditional_every": conditional_every}.items():
+    for name, steps in {"cycle": cycle, "measure_every": measure_every, "conditional_every": conditional_every}.items():
         if steps is not None and steps < 1:
-            raise ValueError(f"{name} = {steps}; a positive number of steps or None is needed")
+            raise ValueError(f"{name} = {steps}; a positive number of steps is needed")
     if conditional_every is not None and posterior.conditional_update is None:
         raise ValueError("conditional_every is set, but this posterior has no conditional_update: leave it None")
     if conditional_every is not None and temperature != 1:

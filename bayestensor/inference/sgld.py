@@ -21,6 +21,7 @@ def sgld(
     precondition: bool = True,
     correct_noise: bool = True,
     noise_share: float = 0.1,
+    measure_every: int = 10,
     centre: Centre | None = None,
     conditional_every: int | None = None,
 ) -> Engine:
@@ -45,6 +46,7 @@ def sgld(
         precondition=precondition,
         correct_noise=correct_noise,
         noise_share=noise_share,
+        measure_every=measure_every,
         centre=centre,
         conditional_every=conditional_every,
     )

@@ -12,12 +12,12 @@ import optax
 from bayestensor.inference.base import Engine, Posterior, all_finite
 from bayestensor.inference.gradient import (
     coordinates,
-    estimator,
     mean_over_coordinates,
     normals,
     preconditioner,
     require_proper,
     running_mean,
+    sparing_estimator,
 )
 from bayestensor.inference.parallel import Parallel, over
 from bayestensor.inference.stein import Kernel, affine, groups, interact, mean_particle, per_leaf
@@ -30,6 +30,7 @@ class State(NamedTuple):
     scale: preconditioner, one number a coordinate, common to the particles; frozen after burn-in (noisy only).
     curvature: running mean of the curvature over steps and particles; frozen after burn-in (noisy only).
     noise: running mean of the gradient's variance over batches (noisy only).
+    measured: how often curvature and noise have been measured (noisy only).
     bandwidth: h^2 a group; frozen after burn-in if noisy.
     mass: mean row sum of the kernel a group; frozen after burn-in if noisy.
     sweep: weight of the affine-invariant part; frozen after burn-in (noisy only).
@@ -43,6 +44,7 @@ class State(NamedTuple):
     scale: Position
     curvature: Position
     noise: Position
+    measured: Int[Array, ""]
     bandwidth: list[Array]
     mass: list[Array]
     sweep: Scalar
@@ -89,6 +91,7 @@ def svgd(
     temperature: float = 1.0,
     burn_in: int = 1000,
     noise_share: float = 0.1,
+    measure_every: int = 10,
     parallel: Parallel = "auto",
 ) -> Engine:
     """SVGD (Liu and Wang 2016), by default with the noise of Gallego and Insua (2018) that makes n chains of it.
@@ -117,15 +120,16 @@ def svgd(
         temperature: T; 1 is the posterior.
         burn_in: steps that adapt; drop their draws.
         noise_share: largest share of the random force that batches may supply.
+        measure_every: steps between two measurements of the noise; every step of burn-in takes one.
         parallel: gradients of the particles by "vmap", by "map" (`lax.map`), or as the platform prefers.
 
     Raises:
         ValueError: an improper prior, a setting out of range, or an optimiser for the noisy variant.
     """
     require_proper(posterior, "SVGD")
-    _check(noisy, step_size, optimiser, temperature, burn_in, noise_share)
+    _check(noisy, step_size, optimiser, temperature, burn_in, noise_share, measure_every)
     mover = optax.adagrad(step_size) if optimiser is None else optimiser
-    gradient = estimator(posterior) if noisy else jax.value_and_grad(posterior.log_density)
+    estimate, gradient = sparing_estimator(posterior), jax.value_and_grad(posterior.log_density)
 
     def init(key: Key[Array, ""], position: Position) -> State:
         del key
@@ -145,6 +149,7 @@ def svgd(
             scale=jax.tree.map(jnp.ones_like, track),
             curvature=jax.tree.map(jnp.zeros_like, track),
             noise=jax.tree.map(jnp.zeros_like, track),
+            measured=jnp.int32(0),
             bandwidth=blank,
             mass=blank,
             sweep=jnp.zeros((), dtype),
@@ -155,11 +160,12 @@ def svgd(
         )
 
     def step(key: Key[Array, ""], state: State, batch: Batch) -> tuple[State, Info]:
-        each = over(lambda particle: gradient(particle, batch), parallel)(state.particles)
+        due = (state.step < burn_in) | (state.step % measure_every == 0)
+        each = over(lambda x: estimate(due, x, batch) if noisy else gradient(x, batch), parallel)(state.particles)
         log_density, g = each[:2]
         share = jax.tree.map(lambda s, b: step_size * s**2 * b / (2 * temperature), state.scale, state.noise)
         ratio = _variance_ratio(state.particles, g) / temperature
-        moved = (with_noise(key, state, each, share) if noisy else without_noise(state, g))._replace(
+        moved = (with_noise(key, state, each, share, due) if noisy else without_noise(state, g))._replace(
             variance_ratio=running_mean(state.variance_ratio, ratio, state.step - state.nonfinite)
         )
         finite = all_finite((moved.particles if noisy else g, log_density))
@@ -182,10 +188,11 @@ def svgd(
         )
         return new, info
 
-    def with_noise(key, state, each, share) -> State:
+    def with_noise(key, state, each, share, due) -> State:
         members = groups(kernel, posterior, state.scale)
         adapting, steps = state.step < burn_in, state.step - state.nonfinite
-        noise = running_mean(state.noise, jax.tree.map(lambda b: b.mean(0), each.noise), steps)
+        noise = running_mean(state.noise, jax.tree.map(lambda b: b.mean(0), each.noise), state.measured)
+        noise = jax.tree.map(lambda a, b: jnp.where(due, a, b), noise, state.noise)
         curvature = running_mean(state.curvature, jax.tree.map(lambda v: v.mean(0), each.curvature), steps)
         least = step_size / (2 * noise_share * temperature)
         scale = jax.tree.map(lambda v, b: preconditioner(v, least * b, steps), curvature, noise)
@@ -213,7 +220,9 @@ def svgd(
         after = (scale, curvature, *averages)
         kept = jax.tree.map(lambda a, b: jnp.where(adapting, a, b), after, before)
         names = ("scale", "curvature", "bandwidth", "mass", "sweep")
-        return state._replace(particles=particles, noise=noise, **dict(zip(names, kept, strict=True)))
+        return state._replace(
+            particles=particles, noise=noise, measured=state.measured + due, **dict(zip(names, kept, strict=True))
+        )
 
     def sweep(z, share) -> Scalar:
         """At most 1, n / d (a particle is pulled with force d / n) and what keeps the batches' share in bounds."""
@@ -251,7 +260,7 @@ def _variance_ratio(particles: Position, gradients: Position) -> Scalar:
     return sum(products) * n / (n - 1) / coordinates(particles)
 
 
-def _check(noisy, step_size, optimiser, temperature, burn_in, noise_share):
+def _check(noisy, step_size, optimiser, temperature, burn_in, noise_share, measure_every):
     for name, value in {"step_size": step_size, "temperature": temperature}.items():
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} = {value}; a positive number is needed")
@@ -259,5 +268,7 @@ def _check(noisy, step_size, optimiser, temperature, burn_in, noise_share):
         raise ValueError(f"noise_share = {noise_share}; it is a share of the random force, between 0 and 1")
     if burn_in < 0:
         raise ValueError(f"burn_in = {burn_in}; a number of steps, 0 or more, is needed")
+    if measure_every < 1:
+        raise ValueError(f"measure_every = {measure_every}; a positive number of steps is needed")
     if noisy and optimiser is not None:
         raise ValueError("an optimiser would change the law of the noisy variant: set noisy=False, or leave it None")
