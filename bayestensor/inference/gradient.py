@@ -103,23 +103,27 @@ def estimator(posterior: Posterior, centre: Centre | None = None) -> Callable[[P
         size = batch_size(batch)
         share = size / posterior.num_data  # of the data in the batch
         prior, prior_gradient = jax.value_and_grad(posterior.log_prior)(position)
-        if size == 1 and share >= 1:
+        if size == 1:
+            if share < 1:
+                raise ValueError("a batch of 1 datum has no gradient noise to measure: take 2 or more, or all data")
             value, likelihood_gradient, _ = half_with_control(position, batch)
             gradient = jax.tree.map(jnp.add, prior_gradient, likelihood_gradient)
             zeros = jax.tree.map(jnp.zeros_like, gradient)
             return Estimate(prior + value, gradient, zeros, jax.tree.map(jnp.square, gradient))
-        if size % 2:
-            raise ValueError(
-                f"the batch holds {size} data; its gradient noise is measured between two halves: use an even batch"
-            )
-        halves = jax.tree.map(lambda x: x.reshape(size // 2, 2, *x.shape[1:]), batch)  # neighbours: [pair, half]
+        even = size - size % 2
+        halves = jax.tree.map(lambda x: x[:even].reshape(even // 2, 2, *x.shape[1:]), batch)  # neighbours: [pair, half]
         values, raw, controlled = jax.vmap(half_with_control, (None, 1))(position, halves)
-        gradient = jax.tree.map(lambda g0, g: g0 + g.mean(0), prior_gradient, controlled)
+        value, likelihood_gradient = values.mean(), jax.tree.map(lambda g: g.mean(0), controlled)
+        if size % 2:  # the odd one out counts in the gradient, not in the noise
+            last_value, _, last = half_with_control(position, jax.tree.map(lambda x: x[even:], batch))
+            value += (last_value - value) / size
+            likelihood_gradient = jax.tree.map(lambda g, one: g + (one - g) / size, likelihood_gradient, last)
+        gradient = jax.tree.map(jnp.add, prior_gradient, likelihood_gradient)
         noise = jax.tree.map(lambda g: max(1 - share, 0.0) * jnp.square(g[0] - g[1]) / 4, controlled)
         curvature = jax.tree.map(lambda g0, g: g0**2 + share * jnp.square(g[0] - g[1]) / 4, prior_gradient, raw)
         if share >= 1:
             curvature = jax.tree.map(lambda c, g: c + g**2, curvature, gradient)
-        return Estimate(prior + values.mean(), gradient, noise, curvature)
+        return Estimate(prior + value, gradient, noise, curvature)
 
     return estimate
 
