@@ -52,7 +52,7 @@ def diagnose(
     Factors of a network have sign, scale and order to spare: two chains that agree on every prediction can have cores
     that never meet, and R-hat of raw cores means nothing. So there is no default: give what the model says, such as
     predictions at a few inputs, slice norms in descending order, the noise level, the log density
-    (`ranks.explore.functionals` reads them off a model's draws). Entries that never move in any chain are passed over.
+    (`ranks.functionals.functionals` reads them off a model's draws). Entries that never move in any chain are passed over.
 
     Args:
         functionals: name -> [chain, draw, ...].
@@ -137,7 +137,7 @@ def _refuse_raw(functionals: Any) -> None:
     if isinstance(functionals, Draws) or any(isinstance(x, (Mapping, list, tuple)) for x in functionals.values()):
         raise ValueError(
             "these are raw positions: factors have sign, scale and order to spare, so their R-hat is meaningless. Give "
-            "what the model says: bayestensor.ranks.explore.functionals(model, draws, data)"
+            "what the model says: bayestensor.ranks.functionals.functionals(model, draws, data)"
         )
 
 
