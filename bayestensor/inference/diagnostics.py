@@ -51,8 +51,8 @@ def diagnose(
 
     Factors of a network have sign, scale and order to spare: two chains that agree on every prediction can have cores
     that never meet, and R-hat of raw cores means nothing. So there is no default: give what the model says, such as
-    predictions at a few inputs, slice norms in descending order, the noise level, the log density
-    (`ranks.functionals.functionals` reads them off a model's draws). Entries that never move in any chain are passed over.
+    predictions at a few inputs, slice norms in descending order, the noise level, the log density: those that
+    `ranks.functionals.functionals` reads off a model's draws. Entries that are one constant throughout are passed over.
 
     Args:
         functionals: name -> [chain, draw, ...].

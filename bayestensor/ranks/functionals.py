@@ -37,9 +37,9 @@ def functionals(
 ) -> dict[str, np.ndarray]:
     """What a model says in every draw, [chain, draw, ...], for `inference.diagnostics.diagnose` and ArviZ.
 
-    All of it is the same whatever the gauge: sign, scale and order of factors. `log density` on the given data;
     `predictions`; per layer `norm layer`, and per bond `slices layer.bond`: its slice norms in descending order, of
-    slices alive in at least 5 % of the draws; and the likelihood's own parameters.
+    slices alive in at least 5 % of the draws; and the likelihood's own parameters: the same whatever the sign, scale
+    and order of factors. `log density` on the given data: the prior in it knows scales, but no order or sign.
 
     Args:
         model: whose positions the draws are.
