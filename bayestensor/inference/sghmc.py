@@ -223,6 +223,9 @@ def _check(posterior, step_size, friction, temperature, burn_in, cycle, noise_sh
         if steps is not None and steps < 1:
             raise ValueError(f"{name} = {steps}; a positive number of steps is needed")
     if conditional_every is not None and posterior.conditional_update is None:
-        raise ValueError("conditional_every is set, but this posterior has no conditional_update: leave it None")
+        raise ValueError(
+            "conditional_every is set, but this posterior has no conditional_update: leave it None (scales then move "
+            "by gradient), take noncentred(model, num_data).posterior, or a prior that has_conditional"
+        )
     if conditional_every is not None and temperature != 1:
         raise ValueError(f"conditional draws have temperature 1, the chain {temperature}: set one of them back")
