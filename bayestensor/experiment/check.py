@@ -130,7 +130,9 @@ def _shape_problems(config: Config) -> list[str]:
         for j, (side, modes, width) in enumerate(zip(("input", "output"), sides, widths[k : k + 2], strict=True)):
             if math.prod(modes) != width:
                 given = f"{list(modes)} with product {math.prod(modes)}"
-                found.append(f"model.shapes.{k}.{j}: given {given}; expected product {width}, layers.{k}'s {side} width")
+                found.append(
+                    f"model.shapes.{k}.{j}: given {given}; expected product {width}, layers.{k}'s {side} width"
+                )
         if model.format == "tt_matrix" and len(sides[0]) != len(sides[1]):
             given = f"{len(sides[0])} input and {len(sides[1])} output modes"
             found.append(f"model.shapes.{k}: given {given}; tt_matrix pairs them, so fill up the shorter with 1")
@@ -164,7 +166,10 @@ def _time_problems(config: Config) -> list[str]:
 
 def _data_problems(config: Config) -> list[str]:
     facts, found = registry.DATASET_FACTS, []
-    sizes = {"train.batch_size": config.train.batch_size, "engine.batch_size": getattr(config.engine, "batch_size", None)}
+    sizes = {
+        "train.batch_size": config.train.batch_size,
+        "engine.batch_size": getattr(config.engine, "batch_size", None),
+    }
     for key, size in sizes.items():
         if size is not None and size > num_train(config):
             allowed = f"at most the {num_train(config)} training data of {config.data.name}"
@@ -199,7 +204,9 @@ def _sampling_problems(config: Config) -> list[str]:
         found.append(f"engine.draws: given {engine.draws}; expected at most the {steps} steps of engine.epochs")
     if plan.batch_size is not None and plan.batch_size % 2:
         key = "train.batch_size" if engine.batch_size is None else "engine.batch_size"
-        found.append(f"{key}: given {plan.batch_size}; expected an even size: gradient noise is measured between halves")
+        found.append(
+            f"{key}: given {plan.batch_size}; expected an even size: gradient noise is measured between halves"
+        )
     if isinstance(engine, Nuts) and engine.temperature != 1:
         found.append(f"engine.temperature: given {engine.temperature}; nuts samples the posterior itself, expected 1")
     if isinstance(engine, Langevin) and engine.scale_draws is not None:
@@ -207,7 +214,9 @@ def _sampling_problems(config: Config) -> list[str]:
             others = ", ".join(name for name in registry.PRIORS if name != "gamma")
             found.append(f"engine.scale_draws: prior gamma has no conditional draws; expected null, or one of {others}")
         if engine.temperature != 1:
-            found.append(f"engine.scale_draws: exact draws have temperature 1, the chain {engine.temperature}; set null")
+            found.append(
+                f"engine.scale_draws: exact draws have temperature 1, the chain {engine.temperature}; set null"
+            )
     return found
 
 
@@ -216,8 +225,8 @@ def size_problems(config: Config, coordinates: int) -> list[str]:
     engine = config.engine
     if isinstance(engine, Nuts) and coordinates > MAX_NUTS:
         return [
-            f"engine.name: given nuts for {coordinates:,} coordinates; it is the reference for at most {MAX_NUTS:,}: take "
-            "sghmc, a smaller model.rank, or cuts with prune.max_params before it"
+            f"engine.name: given nuts for {coordinates:,} coordinates; it is the reference for at most {MAX_NUTS:,}: "
+            "take sghmc, a smaller model.rank, or cuts with prune.max_params before it"
         ]
     key = "particles" if isinstance(engine, Svgd) else "chains"
     members = getattr(engine, key, 1)

@@ -1,7 +1,7 @@
 """The engine sections of a config, and the optimisers they may name.
 
-MAP stands alone; every other engine names how it starts, by MAP or at the prior, so that a config of one engine is that of
-any other with `engine.name` replaced (`switched`).
+MAP stands alone; every other engine says how it starts, by MAP or at the prior, so that a config of one engine is that
+of any other with `engine.name` replaced (`switched`).
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Sampler(Section):
     """What all samplers share: where they start, how long they run, what is kept. An epoch is a pass over the data."""
 
     start: one_of(STARTS) = DEFAULT_START  # type: ignore[valid-type]
-    jitter: NonNegative = 0.01  # chains start around the MAP solution, with this share of each array's rms
+    starts: Count = 1  # MAP solutions from different seeds, shared out among the chains or particles
+    jitter: NonNegative = 0.01  # chains start around theirs, with this share of each array's rms
     temperature: Positive = 1.0  # T of the target p^(1/T); 1 is the posterior
     batch_size: Count | None = None  # null: train.batch_size
     burn_in: NonNegative = 5.0  # epochs that adapt; their draws are dropped

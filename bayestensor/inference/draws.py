@@ -76,7 +76,7 @@ class Draws:
         for name, value in arrays.items():
             if name.startswith("positions/") and not np.isfinite(value).all():
                 raise ValueError(f"{name} holds numbers that are not finite; draws are not written. Drop those chains.")
-        manifest = {"format": FORMAT, "sha256": {k: _digest(v) for k, v in arrays.items()}}
+        manifest: dict[str, Any] = {"format": FORMAT, "sha256": {k: _digest(v) for k, v in arrays.items()}}
         manifest |= {"first": first, "of": first + self.shape[1] if of is None else of}
         path = Path(path)
         part = path.with_name(path.name + ".part")
@@ -91,7 +91,7 @@ class Draws:
         """Reads what `save` wrote and checks every sum.
 
         Args:
-            path: the file, or a folder of pieces (see `piece_path`); in a run folder, `pruned/` if whole, else `draws/`.
+            path: the file, or a folder of pieces (`piece_path`), or a run folder: `pruned/` if whole, else `draws/`.
             like: a position (any leaf shapes) whose tree structure the draws take; None: nested dicts by name.
 
         Raises:
@@ -160,7 +160,10 @@ def _read_pieces(folder: Path) -> dict[str, np.ndarray]:
     if not pieces:
         raise FileNotFoundError(f"{folder}: no draws here; a sampled run writes draws/draws-*.npz")
     if done < of:
-        warnings.warn(f"{folder} holds {done} of {of} draws a chain: its run has not finished, or files are missing")
+        warnings.warn(
+            f"{folder} holds {done} of {of} draws a chain: its run has not finished, or files are missing",
+            stacklevel=3,
+        )
     return {name: np.concatenate([arrays[name] for arrays in pieces], axis=1) for name in pieces[0]}
 
 

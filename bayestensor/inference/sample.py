@@ -19,7 +19,6 @@ from bayestensor.inference.parallel import Parallel, over
 from bayestensor.inference.svgd import collapse_warning
 from bayestensor.typing import Array, Batch, Int, Key, Position
 
-
 Prepare = Callable[[Key[Array, ""], Batch], Batch]
 
 
