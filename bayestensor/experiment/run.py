@@ -99,7 +99,7 @@ class _Session:
         self.held_out = None
         self.data = whole
         if section.validation:
-            kept, out = split_indices(whole.y_train, section.validation, self.config.seed)
+            kept, out = split_indices(whole.y_train, section.validation)  # the same for every seed and every start
             self.held_out = (jnp.asarray(whole.x_train[out]), whole.y_train[out])
             self.data = replace(whole, x_train=whole.x_train[kept], y_train=whole.y_train[kept])
         self.shift, self.divisor = scaling(self.data, section.scaling)
