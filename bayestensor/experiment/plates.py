@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bayestensor import plots
 from bayestensor.experiment import figures
 from bayestensor.experiment.run_record import RunRecord
 
@@ -30,7 +31,7 @@ class Plate:
 
 
 def plates(run: RunRecord) -> Iterator[Plate]:
-    """Every figure that the run's files allow. Use under `figures.style()`."""
+    """Every figure that the run's files allow. Use under `plots.style()`."""
     for make in (_trade, _layers, _training, _ranks, _spectra, _confusion, _reliability):
         plate = make(run)
         if plate is not None:
@@ -187,7 +188,7 @@ def _reliability(run: RunRecord) -> Plate | None:
         return None
     figure = _figure(HALF, 4.6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    figures.reliability_diagram(top, bins["confidence"], bins["accuracy"])
+    plots.reliability_diagram(top, bins["confidence"], bins["accuracy"])
     figures.confidence_counts(bottom, bins["counts"])
     caption = "Test set. Below the diagonal the model claims more than it keeps."
     return Plate("reliability", "Reliability", caption, figure)

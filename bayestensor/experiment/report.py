@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bayestensor import plots
 from bayestensor.errors import RunError
 from bayestensor.experiment import figures
 from bayestensor.experiment.plates import Plate, comparison, plates
@@ -48,7 +49,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     if out is None:
         out = runs[0].path / "report.html" if len(runs) == 1 else runs[0].path.parent / "comparison.html"
     names = _distinct([run.name for run in runs])
-    with figures.style():
+    with plots.style():
         pages = [_page(run, name, f"r{k}") for k, (run, name) in enumerate(zip(runs, names, strict=True))]
         together = comparison(runs, names) if len(runs) > 1 else None
         shared = None if together is None else _drawn(together, "all")
@@ -270,7 +271,7 @@ def inline_svg(figure: Figure, prefix: str) -> str:
 
     svg = re.sub(r' id="([^"]*)"', renamed, svg)
     svg = re.sub(r'(url\(|href=")#', rf"\1#{prefix}", svg)
-    inks = {figures.INK: "ink", figures.MUTED: "muted", figures.GRID: "grid"}
-    for colour, name in inks.items() | {colour: f"c{k}" for k, colour in enumerate(figures.PALETTE)}.items():
+    inks = {plots.INK: "ink", plots.MUTED: "muted", plots.GRID: "grid"}
+    for colour, name in inks.items() | {colour: f"c{k}" for k, colour in enumerate(plots.PALETTE)}.items():
         svg = svg.replace(colour, f"var(--{name})")
     return svg
