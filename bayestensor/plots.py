@@ -84,11 +84,12 @@ def rank_posterior_bars(axes: Axes, posteriors: Mapping[str, BondRanks]) -> Axes
         at = np.arange(low, min(high, len(p) - 1) + 1)
         places = at + (k - (len(shares) - 1) / 2) * width
         axes.bar(places, p[at], 0.92 * width, label=label, color=PALETTE[k % len(PALETTE)])
-    axes.set(xlim=(low - 0.5, high + 0.5), ylim=(0, 1), xlabel="rank", ylabel="posterior probability")
+    axes.set(xlim=(low - 0.5, high + 0.5), xlabel="rank", ylabel="posterior probability")
+    axes.set_ylim(0, min(1.0, 1.12 * max(p.max() for p in shares.values())))
     _whole(axes.xaxis)
     axes.grid(visible=False, axis="x")
     if len(shares) > 1:
-        axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.02))
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3)
     return axes
 
 
@@ -113,7 +114,7 @@ def slice_norm_ridgelines(axes: Axes, bond: BondRanks, most: int = 16) -> Axes:
         bond: posterior of a bond.
         most: ridges; the largest slices are shown.
     """
-    norms = np.maximum(bond.norms, SMALLEST)[..., :most]
+    norms = np.clip(bond.norms, SMALLEST, None)[..., :most]
     ridgelines(axes, norms, colour=PALETTE[0])
     if bond.threshold > 0:
         axes.axvline(bond.threshold, color=PALETTE[1], linestyle="--", linewidth=1, label="threshold")
@@ -132,7 +133,7 @@ def ridgelines(axes: Axes, values: ArrayLike, colour: str = PALETTE[0]) -> Axes:
     grid = np.linspace(low, high, 400)
     for k, row in enumerate(logs, start=1):
         if row.std() > 1e-3 * (high - low):
-            density = gaussian_kde(row)(grid)
+            density = gaussian_kde(row, lambda kde: 0.4 * kde.scotts_factor())(grid)  # narrow: there are two modes
             height = 0.9 * density / density.max()
             axes.fill_between(10**grid, k, k - height, color=colour, alpha=0.55, linewidth=0, zorder=k)
             axes.plot(10**grid, k - height, color="white", linewidth=1.2, zorder=k)
@@ -142,7 +143,7 @@ def ridgelines(axes: Axes, values: ArrayLike, colour: str = PALETTE[0]) -> Axes:
     axes.set_xscale("log")
     _powers_of_ten(axes)
     axes.set(xlim=(10**low, 10**high), ylim=(len(logs) + 0.25, -0.15))
-    _whole(axes.yaxis)
+    axes.set_yticks(range(1, len(logs) + 1, 1 + len(logs) // 12))
     axes.grid(visible=False, axis="y")
     return axes
 
@@ -223,9 +224,9 @@ def _whole(axis: Any) -> None:
 
 
 def _powers_of_ten(axes: Axes) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, NullLocator
 
     raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
     axes.xaxis.set_major_locator(LogLocator(numticks=6))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: "10" + str(round(np.log10(value))).translate(raised))
-    axes.xaxis.set_minor_formatter(NullFormatter())

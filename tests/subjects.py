@@ -106,11 +106,14 @@ def block_term_loop(network, cores):
 
 
 def hierarchical_loop(network, cores):
-    order = len(network.modes)
+    order, rows, cols = len(network.modes), list(network.rows), list(network.cols)
+    leaves = []  # i0, j0, i1, j1, ... until one side has run out
+    while rows or cols:
+        leaves += [side.pop(0) for side in (rows, cols) if side]
 
-    def subtree(low, high):  # modes low..high-1 -> array[x_low, ..., x_high-1, n]
+    def subtree(low, high):  # leaves low..high-1 -> array[x_low, ..., x_high-1, n]
         if high == low + 1:
-            return cores[f"leaf{low}"].reshape(network.shape[low], -1)
+            return cores[f"leaf{low}"].reshape(network.size[leaves[low]], -1)
         node = cores[f"node{low}_{high - 1}"]
         node = node.reshape(*node.shape[:2], -1)
         left, right = subtree(low, (low + high + 1) // 2), subtree((low + high + 1) // 2, high)
@@ -119,7 +122,7 @@ def hierarchical_loop(network, cores):
             out[..., n] += node[a, b, n] * np.multiply.outer(left[..., a], right[..., b])
         return out
 
-    return subtree(0, order)[..., 0]
+    return subtree(0, order)[..., 0].transpose([leaves.index(leg) for leg in network.modes])
 
 
 def any_loop(network, cores):

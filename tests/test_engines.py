@@ -22,6 +22,7 @@ from bayestensor.inference.sample import draw_batch, jitter, sample, start, stre
 from bayestensor.inference.sghmc import sghmc
 from bayestensor.inference.sgld import sgld
 from bayestensor.inference.svgd import svgd
+from bayestensor.inference.variational import variational
 
 # BlackJAX and ArviZ rely on dtype and rank promotion
 pytestmark = pytest.mark.promoting
@@ -60,6 +61,7 @@ ENGINES = {
     "svgd, blocks": (lambda p: svgd(p, burn_in=4, kernel=2), True, True, 4),
     "svgd, plain": (lambda p: svgd(p, noisy=False, kernel="all", optimiser=optax.adam(0.1)), True, False, 4),
     "nuts": (lambda p: nuts(p, burn_in=4), False, True, NUM),
+    "variational": (lambda p: variational(p, burn_in=4), False, True, 4),
     "ensemble of sgld": (lambda p: ensemble(sgld(p, burn_in=4)), True, True, 4),
 }
 STEPS = 8

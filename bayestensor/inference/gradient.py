@@ -182,12 +182,14 @@ def normals(key: Key[Array, ""], like: Position, sd: float = 1.0) -> Position:
 def preconditioner(curvature: Array, least: Array, steps: Scalar) -> Array:
     """`max(curvature, least)^(-1/2)`, for one leaf.
 
-    A few squared gradients say little, so at first they are mixed with their leaf's mean.
+    A few squared gradients say little, so at first they are mixed with their leaf's mean; where all are 0 they say
+    nothing, and the scale is 1.
     """
     prior = 10 / (steps + 10)
     smooth = (1 - prior) * curvature + prior * curvature.mean()
     smallest = jnp.finfo(curvature.dtype).tiny ** 0.5
-    return jax.lax.rsqrt(jnp.maximum(jnp.maximum(smooth, least), smallest))
+    scale = jax.lax.rsqrt(jnp.maximum(jnp.maximum(smooth, least), smallest))
+    return jnp.where(curvature.mean() > 0, scale, jnp.ones_like(scale))
 
 
 def require_proper(posterior: Posterior, engine: str) -> None:

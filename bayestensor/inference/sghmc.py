@@ -26,7 +26,7 @@ class State(NamedTuple):
     """Attributes:
     position: x.
     momentum: u, in units of `1 / scale`: N(0, temperature) at stationarity.
-    scale: preconditioner, an estimate of each coordinate's posterior sd; frozen after burn-in.
+    scale: preconditioner, an estimate of each coordinate's posterior sd; 0 until measured, frozen after burn-in.
     curvature: running mean of the curvature; frozen after burn-in.
     noise: running mean of the gradient's variance over batches.
     measured: how often curvature and noise have been measured.
@@ -100,7 +100,7 @@ def sghmc(
 
     During the first `burn_in` steps `scale = curvature^(-1/2)`, with curvature the running Fisher information
     (`gradient.estimator`), so that h is in posterior standard deviations; then it is frozen, and the chain has no
-    memory but its state. It is never so long that c would be negative.
+    memory but its state. It is never so long that c would be negative. The first step only measures.
 
     Args:
         posterior: the target; proper.
@@ -122,11 +122,13 @@ def sghmc(
     require_proper(posterior, "SGHMC")
     _check(posterior, step_size, friction, temperature, burn_in, cycle, noise_share, measure_every, conditional_every)
     estimate, update = sparing_estimator(posterior, centre), posterior.conditional_update
+    adapts = precondition and burn_in > 0
 
     def init(key: Key[Array, ""], position: Position) -> State:
         zeros = jax.tree.map(jnp.zeros_like, position)
         momentum = normals(key, position, math.sqrt(temperature))
-        scale = jax.tree.map(jnp.ones_like, position)
+        # nothing moves before the curvature is known: one step at scale 1 would leave a mode 1/1000 wide for good
+        scale = jax.tree.map(jnp.zeros_like if adapts else jnp.ones_like, position)
         return State(position, momentum, scale, zeros, zeros, jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
     def step(key: Key[Array, ""], state: State, batch: Batch) -> tuple[State, Info]:
@@ -192,7 +194,7 @@ def sghmc(
     def adapt(state: State, now: Estimate, due: Scalar) -> tuple[Position, Position, Position]:
         means = running_mean((state.curvature, state.noise), (now.curvature, now.noise), state.measured)
         curvature, noise = jax.tree.map(lambda a, b: jnp.where(due, a, b), means, (state.curvature, state.noise))
-        if not precondition or burn_in == 0:
+        if not adapts:
             return state.scale, state.curvature, noise
         least = step_size**2 / (4 * noise_share * temperature) if correct_noise else 0.0
         scale = jax.tree.map(lambda v, b: preconditioner(v, least * b, state.measured), curvature, noise)

@@ -17,19 +17,24 @@ from bayestensor.tensor.network import Network
 from bayestensor.tensor.paths import contraction_path
 
 FLOP = 1 / 130e9  # s an operation inside a matrix product
-COPY = 0.7e-9  # s an entry that is transposed by a loop
+COPY = 1e-9  # s an entry that is transposed by a loop
 SPREAD = 0.2e-9  # s an entry of a factor repeated for every product of a batch of them
 GATHER = 4e-9  # s an entry of such a factor's gradient, added up over the batch
 KEEP = 3e-9  # s an entry that a turn of a loop leaves for the gradient: written into a slice and read from it
-BYTE = ((2**21, 1 / 40e9), (2**22, 1 / 10e9), (2**63, 1 / 3e9))  # array up to so many bytes, s a byte written and read
+BYTE = (
+    (2**19, 1 / 80e9),
+    (2**21, 1 / 40e9),
+    (2**22, 1 / 20e9),
+    (2**63, 1 / 5e9),
+)  # array up to so many bytes, s a byte written and read
 OP = 0.7e-6  # s to start one operation
 CALL = 0.25e-6  # s to start one matrix product of a batch of them
 TURN = 1.5e-6  # s for one turn of a loop
 
 
 def _product_seconds(flops: int) -> float:
-    """A matrix product; the second core pays off slowly, from 16 million operations on, and fully at a thousand."""
-    return flops * FLOP / (1 + min(1.0, max(0.0, math.log2(max(flops, 1) / 16e6) / 6)))
+    """A matrix product; measured, a second core gains nothing up to 128 million operations and 2x at 2,000 million."""
+    return flops * FLOP / (1 + min(1.0, max(0.0, math.log2(max(flops, 1) / 128e6) / 4)))
 
 
 def _traffic(count: float) -> float:

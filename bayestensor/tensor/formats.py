@@ -6,6 +6,7 @@ A rank is an int for every bond, a mapping bond -> int, or 'full': the size at w
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
@@ -131,9 +132,14 @@ def block_term(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Network:
 def hierarchical_tucker(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Network:
     """Hierarchical Tucker on a balanced binary tree (Grasedyck 2010): for a node t with children l and r,
     `U_t[x_t, n_t] = sum_{n_l, n_r} node_t[n_l, n_r, n_t] U_l[x_l, n_l] U_r[x_r, n_r]`, leaves
-    `U_k = leaf_k[x_k, n_k]`, and X = U_root, which has no n_root."""
+    `U_k = leaf_k[x_k, n_k]`, and X = U_root, which has no n_root.
+
+    Rows and columns take turns from leaf to leaf (i0, j0, i1, j1, ...), so that no one bond carries all that the
+    columns say to the rows; bonds are named after the places of their leaves.
+    """
     row_legs, col_legs, sizes = _modes(rows, cols)
-    modes = row_legs + col_legs
+    modes = [leg for pair in itertools.zip_longest(row_legs, col_legs) for leg in pair if leg is not None]
+    widths = [sizes[leg] for leg in modes]
     cores: list[Core] = []
     full: dict[str, int] = {}
 
@@ -143,7 +149,7 @@ def hierarchical_tucker(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Netwo
         name = f"{low}" if high == low + 1 else f"{low}_{high - 1}"
         up: tuple[str, ...] = () if is_root else (f"n{name}",)
         if not is_root:
-            full[up[0]] = _smaller_side(list(sizes.values()), slice(low, high))
+            full[up[0]] = _smaller_side(widths, slice(low, high))
         if high == low + 1:
             cores.append(Core(f"leaf{name}", (modes[low], *up)))
         else:

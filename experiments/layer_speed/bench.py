@@ -108,20 +108,40 @@ def close(a, b) -> None:
         raise AssertionError(f"outputs differ by {error:.1e} of the largest entry")
 
 
-def median_ms(
-    contenders: dict[str, Callable], clock: Callable, seconds: float, least: int, most: int
-) -> dict[str, float]:
-    """Medians of rounds in which every contender runs once, in an order that turns."""
-    names, times = list(contenders), {name: [] for name in contenders}
+def median_ms(contenders: dict[str, Callable], args) -> tuple[dict[str, float], bool]:
+    """Medians of rounds in which every contender runs once, in an order that turns; and whether they are undisturbed.
+
+    Rounds come in blocks of at least 0.2 s, and a block in which other processes took more than a tenth of the
+    machine counts only if `patience` runs out before there are enough others.
+    """
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    names, quiet, disturbed = list(contenders), [], []
     start = time.perf_counter()
-    for turn in itertools.count():
-        if turn >= most or (turn >= least and time.perf_counter() - start > seconds):
+    while len(quiet) < args.least or (len(quiet) < args.most and time.perf_counter() - start < args.seconds):
+        if time.perf_counter() - start > args.patience and len(quiet) + len(disturbed) >= args.least:
             break
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            begin = clock()
-            contenders[name]()
-            times[name].append(clock() - begin)
-    return {name: 1e3 * float(np.median(values)) for name, values in times.items()}
+        block, began, others = [], time.perf_counter(), others_seconds()
+        while not block or time.perf_counter() - began < 0.2:
+            block.append({})
+            turn = len(block) % len(names)
+            for name in names[turn:] + names[:turn]:
+                begin = clock()
+                contenders[name]()
+                block[-1][name] = clock() - begin
+        share = (others_seconds() - others) / (time.perf_counter() - began) / (os.cpu_count() or 1)
+        (quiet if args.cpu_time or share < 0.1 else disturbed).extend(block)
+    enough = len(quiet) >= args.least
+    rounds = quiet if enough else quiet + disturbed
+    return {name: 1e3 * float(np.median([times[name] for times in rounds])) for name in names}, enough
+
+
+def others_seconds() -> float:
+    """Processor seconds that all other processes have used (Linux; elsewhere 0, and nothing counts as disturbed)."""
+    if not Path("/proc/stat").exists():
+        return 0.0
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    busy = sum(ticks) - ticks[3] - ticks[4]
+    return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def rows_of(size: str, args) -> list[dict]:
@@ -133,12 +153,11 @@ def rows_of(size: str, args) -> list[dict]:
         x = np.random.default_rng(1).standard_normal((batch, network.matrix_shape[1])).astype(np.float32)
         contenders = jax_contenders(tensor, x, backward) | torch_contenders(tensor, x, backward)
         check_agreement(contenders, tensor, backward)
-        clock = time.process_time if args.cpu_time else time.perf_counter
-        ms = median_ms(contenders, clock, args.seconds, args.least, args.most)
+        ms, quiet = median_ms(contenders, args)
         plan = plan_matvec(network, batch, backward=backward)
         row = {"size": size, "rank": rank, "batch": batch, "pass": "both" if backward else "forward", "ms": ms}
         row["flops_ratio"] = matvec_flops(network, batch) / (2 * np.prod(network.matrix_shape) * batch)
-        row |= {"plan": plan.to_dict(), "load": os.getloadavg()[0]} | judged(ms, row["flops_ratio"])
+        row |= {"plan": plan.to_dict(), "quiet": quiet} | judged(ms, row["flops_ratio"])
         print(line(row), flush=True)
         found.append(row)
     return found
@@ -154,7 +173,7 @@ def judged(ms: dict[str, float], flops_ratio: float) -> dict:
 
 HEAD = (
     "| size | rank | batch | pass | bayestensor | dense JAX | tltorch fact. | tltorch rec. | / tltorch | / dense "
-    "| FLOPs / dense | plan | missed |\n|" + "---|" * 13
+    "| FLOPs / dense | plan | missed | disturbed |\n|" + "---|" * 14
 )
 
 
@@ -166,7 +185,8 @@ def line(row: dict) -> str:
     return (
         f"| {row['size']} | {row['rank']} | {row['batch']} | {row['pass']} | {ms} | {row['against_torch']:.2f} "
         f"| {row['against_dense']:.2f} | {row['flops_ratio']:.2f} | {', '.join([chain, *marks])} "
-        f"| {', '.join(row['missed'])} |"
+        f"| {', '.join(row['missed'])} "
+        f"| {'' if row['quiet'] else 'yes'} |"
     )
 
 
@@ -177,6 +197,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="time for one row, beyond the least rounds")
     parser.add_argument("--least", type=int, default=5, help="rounds at least")
     parser.add_argument("--most", type=int, default=200, help="rounds at most")
+    parser.add_argument("--patience", type=float, default=60.0, help="s to wait, a row, for rounds without other load")
     parser.add_argument(
         "--cpu-time", action="store_true", help="one thread on one core, its own time: for busy machines"
     )
@@ -186,14 +207,12 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"  # read when JAX first computes
     torch.set_num_threads(threads)
-    before = os.getloadavg()
     print(HEAD)
     rows = [row for size in args.sizes for row in rows_of(size, args)]
     about = {
         "versions": {"jax": jax.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "cpus": os.cpu_count(),
         "threads": threads,
-        "load": {"before": before, "after": os.getloadavg()},
     }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"{name}.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
