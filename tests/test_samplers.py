@@ -93,6 +93,7 @@ OTHERS = {
 
 
 def redraw_first(key, x):
+    """An exact draw of one coordinate; done where momentum knows of x, its variance would come out 6 % short."""
     return x.at[0].set(jax.random.normal(key) / jnp.sqrt(PRECISIONS["condition number 100"][0]))
 
 
@@ -102,8 +103,10 @@ def redraw_first(key, x):
 def test_every_variant_has_the_right_variance(name):
     precision = PRECISIONS["condition number 100"]
     engine = OTHERS[name](gaussian(precision, redraw_first))
-    draws = chains(engine, 800, 8 if name == "defaults" else 4)
+    draws = chains(engine, 1200 if name == "conditional draws" else 800, 8 if name == "defaults" else 4)
     assert judge(draws.positions, 1 / precision)
+    if name == "conditional draws":
+        assert judge(draws.positions[..., :1], 1 / precision[0])
 
 
 def fault(scale):
@@ -158,11 +161,11 @@ def test_halving_the_step_at_least_halves_the_bias(target):
         posterior, variance, steps = gaussian(jnp.ones(10)), 1.0, (1.0, 0.5)
     else:
         posterior = Posterior(lambda x: -(x + 2 * jax.nn.softplus(-x)).sum(), lambda x, batch: 0.0 * batch, 1)
-        variance, steps = np.pi**2 / 3, (2.0, 1.0)
+        variance, steps = np.pi**2 / 3, (2.5, 1.25)
     found = []
     for h in steps:
-        engine = sghmc(posterior, step_size=h, burn_in=100, precondition=False)
-        found.append(ratio(chains(engine, 10_000, 2, start=0.5 * jnp.ones(10)).positions, variance))
+        engine = sghmc(posterior, step_size=h, friction=0.5, burn_in=100, precondition=False)
+        found.append(ratio(chains(engine, 4000, 2, start=0.5 * jnp.ones(10)).positions, variance))
     (coarse, error_coarse), (fine, error_fine) = ((mean - 1, error) for mean, error in found)
     assert abs(fine) < max(abs(coarse) / 2 + 2 * error_coarse, 3 * error_fine)
     if target == "logistic":

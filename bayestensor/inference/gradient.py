@@ -124,35 +124,49 @@ def estimator(posterior: Posterior, centre: Centre | None = None) -> Callable[[P
     return estimate
 
 
-def sparing_estimator(
-    posterior: Posterior, centre: Centre | None = None
-) -> Callable[[Scalar, Position, Batch], Estimate]:
-    """Builds `estimate(due, position, batch)`: as `estimator` where `due`, else noise and curvature are 0.
+def cond_together(yes: Callable, no: Callable) -> Callable:
+    """`lax.cond(due, yes, no, *args)` as a function of (due, *args), where chains under vmap share one decision.
 
-    Two half batches cost more than a whole one where a layer's weight is formed from its factors. Chains under vmap
-    share one decision (due if any is), since one that differs between them would cost both branches at every step.
+    A decision that differs between them would cost both branches at every step; so `yes` is taken if any is due, and
+    both branches must be right at any time.
     """
-    measured, half = estimator(posterior, centre), _halves(posterior, centre)
 
-    def plain(position: Position, batch: Batch) -> Estimate:
+    @custom_vmap
+    def chosen(due, *args):
+        return jax.lax.cond(due, yes, no, *args)
+
+    @chosen.def_vmap
+    def side_by_side(size, batched, due, *args):
+        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched[1:]))
+        both = (jax.vmap(branch, axes, axis_size=size) for branch in (yes, no))
+        out = jax.lax.cond(jnp.any(due), *both, *args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return chosen
+
+
+def plain_estimator(posterior: Posterior, centre: Centre | None = None) -> Callable[[Position, Batch], Estimate]:
+    """Builds `estimate(position, batch)` as `estimator` does, noise and curvature left at 0."""
+    half = _halves(posterior, centre)
+
+    def estimate(position: Position, batch: Batch) -> Estimate:
         prior, prior_gradient = jax.value_and_grad(posterior.log_prior)(position)
         value, _, controlled = half(position, batch)
         gradient = jax.tree.map(jnp.add, prior_gradient, controlled)
         zeros = jax.tree.map(jnp.zeros_like, gradient)
         return Estimate(prior + value, gradient, zeros, zeros)
 
-    @custom_vmap
-    def estimate(due: Scalar, position: Position, batch: Batch) -> Estimate:
-        return jax.lax.cond(due, measured, plain, position, batch)
-
-    @estimate.def_vmap
-    def side_by_side(size, batched, due, position, batch):
-        del size
-        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched[1:]))
-        out = jax.lax.cond(jnp.any(due), jax.vmap(measured, axes), jax.vmap(plain, axes), position, batch)
-        return out, jax.tree.map(lambda _: True, out)
-
     return estimate
+
+
+def sparing_estimator(
+    posterior: Posterior, centre: Centre | None = None
+) -> Callable[[Scalar, Position, Batch], Estimate]:
+    """Builds `estimate(due, position, batch)`: as `estimator` where `due`, else noise and curvature are 0.
+
+    Two half batches cost more than a whole one where a layer's weight is formed from its factors.
+    """
+    return cond_together(estimator(posterior, centre), plain_estimator(posterior, centre))
 
 
 def running_mean(mean: Position, value: Position, count: Scalar) -> Position:
@@ -180,16 +194,16 @@ def normals(key: Key[Array, ""], like: Position, sd: float = 1.0) -> Position:
 
 
 def preconditioner(curvature: Array, least: Array, steps: Scalar) -> Array:
-    """`max(curvature, least)^(-1/2)`, for one leaf.
+    """`min(max(curvature, least)^(-1/2), 1.1^steps)`, for one leaf.
 
-    A few squared gradients say little, so at first they are mixed with their leaf's mean; where all are 0 they say
-    nothing, and the scale is 1.
+    A few squared gradients say little, so at first they are mixed with their leaf's mean, and the scale is at most 1:
+    at a mode gradients vanish, and 1 / 0 would throw the chain to where squared gradients are large and hold it there.
     """
     prior = 10 / (steps + 10)
     smooth = (1 - prior) * curvature + prior * curvature.mean()
     smallest = jnp.finfo(curvature.dtype).tiny ** 0.5
     scale = jax.lax.rsqrt(jnp.maximum(jnp.maximum(smooth, least), smallest))
-    return jnp.where(curvature.mean() > 0, scale, jnp.ones_like(scale))
+    return jnp.minimum(scale, (1.1**steps).astype(scale.dtype))
 
 
 def require_proper(posterior: Posterior, engine: str) -> None:

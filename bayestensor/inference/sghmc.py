@@ -12,8 +12,10 @@ from bayestensor.inference.base import Engine, Posterior, all_finite
 from bayestensor.inference.gradient import (
     Centre,
     Estimate,
+    cond_together,
     mean_over_coordinates,
     normals,
+    plain_estimator,
     preconditioner,
     require_proper,
     running_mean,
@@ -98,6 +100,9 @@ def sghmc(
     `1 - noise_share`. B is measured inside every batch, hence batches are to be drawn afresh at every step, without
     replacement within one (`sample` does); epochs anticorrelate the noise and the correction then overshoots.
 
+    A conditional draw comes in the middle of the kick, where u knows nothing of x (elsewhere it would bias both by
+    O(h)), and takes a second gradient for the other half.
+
     During the first `burn_in` steps `scale = curvature^(-1/2)`, with curvature the running Fisher information
     (`gradient.estimator`), so that h is in posterior standard deviations; then it is frozen, and the chain has no
     memory but its state. It is never so long that c would be negative. The first step only measures.
@@ -121,7 +126,7 @@ def sghmc(
     """
     require_proper(posterior, "SGHMC")
     _check(posterior, step_size, friction, temperature, burn_in, cycle, noise_share, measure_every, conditional_every)
-    estimate, update = sparing_estimator(posterior, centre), posterior.conditional_update
+    estimate, again = sparing_estimator(posterior, centre), plain_estimator(posterior, centre)
     adapts = precondition and burn_in > 0
 
     def init(key: Key[Array, ""], position: Position) -> State:
@@ -142,16 +147,18 @@ def sghmc(
         xi = normals(noise_key, position)
         momentum = jax.tree.map(refresh, state.momentum, xi, c, share)
         position = _drift(position, momentum, state.scale, h)
-        if conditional_every is not None and update is not None:
-            due = state.step % conditional_every == 0
-            position = jax.lax.cond(due, update, lambda _, x: x, update_key, position)
         due = (state.step < burn_in) | (state.step % measure_every == 0)
         now = estimate(due, position, batch)
-        middle = _kick(momentum, now.gradient, state.scale, h / 2)
+        scale, curvature, noise = adapt(state, now, due)
+        middle = _kick(momentum, now.gradient, scale, h / 2)
+        if conditional_every is not None:
+            position, now = redraw(state.step % conditional_every == 0, update_key, position, batch, now)
         moved = State(
-            position,
-            _kick(middle, now.gradient, state.scale, h_next / 2),
-            *adapt(state, now, due),
+            position=position,
+            momentum=_kick(middle, now.gradient, scale, h_next / 2),
+            scale=scale,
+            curvature=curvature,
+            noise=noise,
             measured=state.measured + due,
             step=state.step + 1,
             nonfinite=state.nonfinite,
@@ -174,6 +181,14 @@ def sghmc(
             nonfinite=new.nonfinite,
         )
         return new, info
+
+    def redrawn(key, position, batch, now: Estimate) -> tuple[Position, Estimate]:
+        """A draw by the posterior's own update, and what the batch says there."""
+        assert posterior.conditional_update is not None  # _check
+        position = posterior.conditional_update(key, position)
+        return position, again(position, batch)
+
+    redraw = cond_together(redrawn, lambda key, position, batch, now: (position, now))
 
     def size_at(step):
         return step_size if cycle is None else step_size * (1 + jnp.cos(jnp.pi * (step % cycle) / cycle)) / 2
