@@ -39,6 +39,7 @@ _WHERE = {
     "ranks.mass": ("prune_draws", "select_by_mass"),
     "ranks.select": ("energy_share", "norm_lost", "rank_of", "raw_scale"),
     "fit": ("Fit", "fit_map"),
+    "experiment.saved": ("load_run",),
     "data": ("load_dataset",),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}

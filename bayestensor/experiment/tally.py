@@ -131,10 +131,13 @@ class Tally:
         if "ood" in self.sets:
             entropies = (classification.predictive_entropy(self.probabilities(name)) for name in ("test", "ood"))
             auroc = classification.ood_auroc(*entropies)
+        held_out = "validation" in self.sets
         return scores(probabilities, labels) | {
             "test_nll": mixture,
             "test_nll_members": members,
             "ood_auroc": auroc,
+            "validation_accuracy": self.accuracy("validation") if held_out else None,
+            "validation_nll": self.nll("validation")[0] if held_out else None,
         }
 
 
