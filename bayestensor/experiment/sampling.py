@@ -227,10 +227,11 @@ class Stage:
         value = jax.value_and_grad(self.posterior.log_density)
         found = jax.jit(jax.vmap(value, (0, None)) if self.stacked else value)(position, batch)
         names = not_finite_arrays({"log density": found[0], "gradient": found[1]}) or "the step, not where it starts"
+        now = getattr(self.section, "step_size", None)
         self._refuse(
             [
-                f"engine.step_size: {undone.max()} of the last {steps} steps were undone, not finite in {names}; lower "
-                f"{self.section.step_size if hasattr(self.section, 'step_size') else 'it'}, or burn in longer"
+                f"engine.step_size: given {now}; {undone.max()} of the last {steps} steps were undone, not finite in "
+                f"{names}; expected a smaller one, or a longer engine.burn_in"
             ]
         )
 
