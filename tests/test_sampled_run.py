@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bayestensor.data import load_dataset
-from bayestensor.errors import ConfigError, RunError
+from bayestensor.errors import ConfigError
 from bayestensor.experiment import check, config, folder, run, sampling
 from bayestensor.experiment.progress import Silent
 from bayestensor.experiment.saved import load_run
