@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bayestensor.data import load_dataset
-from bayestensor.errors import ConfigError, RunError
+from bayestensor.errors import ConfigError
 from bayestensor.experiment import check, config, folder, run, sampling
 from bayestensor.experiment.progress import Silent
 from bayestensor.experiment.saved import load_run
@@ -89,10 +89,6 @@ def compiled_once(tmp_path_factory):
 def finished(compiled_once, small_chunks, tmp_path_factory):
     """A finished run: (folder, summary)."""
     out = tmp_path_factory.mktemp("runs") / "finished"
-    return folder.open_run(out) if out.exists() else _run(out)
-
-
-def _run(out):
     summary = run.run(settings(), out)
     return folder.open_run(out), summary
 
@@ -142,7 +138,7 @@ def test_the_summary_says_what_the_draws_say(finished):
 
 def test_the_report_shows_verdict_and_ranks(finished):
     page = (finished[0].path / "report.html").read_text()
-    for fragment in ("Posterior over ranks", "mixture of draws", "parameters stored in all", "R-hat", "12 draws" * 0):
+    for fragment in ("Posterior over ranks", "mixture of draws", "parameters stored in all", "R-hat"):
         assert fragment in page
     assert (finished[0].path / "figures" / "rank_posterior.png").is_file()
 
@@ -201,54 +197,12 @@ def test_draws_cut_by_posterior_mass_predict_alike(finished):
     np.testing.assert_allclose(after, before, atol=2e-5 * np.abs(before).max())
 
 
-ENGINES = {
-    "sgld": {"name": "sgld", "chains": 2},
-    "variational": {"name": "variational", "chains": 2, "burn_in": 3},
-    "prior start": {"start": {"name": "prior"}},
-    "two starts": {"starts": 2},
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
-def test_every_engine_runs_from_the_same_config(tmp_path, engine):
-    base = {"burn_in": 2, "epochs": 2, "draws": 4} | (
-        {} if "name" in ENGINES[engine] else {"name": "sghmc", "chains": 2}
-    )
-    summary = run.run(config.build(SMALL | {"engine": base | ENGINES[engine]}), tmp_path / "run")
-    assert np.isfinite(summary["test_nll"]) and summary["sampling"]["members"] == 2
-    assert (summary["sampling"]["start"] is None) == (engine == "prior start")
-
-
-@pytest.mark.slow
-def test_an_ensemble_mixes_members_of_different_ranks(tmp_path):
-    made = config.build(
-        SMALL | {"engine": {"name": "ensemble", "members": 3}, "prune": {"epochs": [1], "threshold": 0.3}}
-    )
-    summary = run.run(made, tmp_path / "run")
-    data = load_dataset("digits")
-    inner = [load_run(tmp_path / "run" / "starts" / str(k)).predict(data.x_test) for k in (1, 2)]
-    mixture, first = load_run(tmp_path / "run"), summary["sampling"]["start"]
-    assert mixture.members == 3 and summary["test_nll"] < summary["test_nll_members"]
-    own = 3 * mixture.predict(data.x_test) - inner[0] - inner[1]  # what is left is the first member's
-    chosen = own[np.arange(360), data.y_test]
-    np.testing.assert_allclose(-np.log(np.maximum(chosen, 1e-6)).mean(), first["test_nll"], rtol=0.02)
-    with pytest.raises(RunError, match="leaves no draws"):
-        mixture.draws()
-
-
-def test_steps_that_blow_up_end_the_run_and_name_the_key(tmp_path):
-    with pytest.raises(RunError, match=r"engine\.step_size"):
-        run.run(settings({"step_size": 1e12, "burn_in": 0.5}), tmp_path / "run")
-    assert not (tmp_path / "run" / "summary.json").exists()
-
-
 REFUSED = {
     "engine.draws": ({"draws": 1000}, "at most the 20 steps"),
     "engine.batch_size": ({"batch_size": 5000}, "at most the 1293"),
     "engine.scale_draws": ({"scale_draws": 1, "temperature": 0.5}, "exact draws have temperature 1"),
     "engine.chains": ({"chains": 10**9}, "this machine has"),
-    "engine.name": ({"name": "nuts", "chains": 2}, "at most 2,000"),
+    "engine.name": ({"name": "nuts", "epochs": 9}, "at most 2,000"),
 }
 
 
