@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 from flax import nnx
 
+from bayestensor.inference.map import map_estimate
 from bayestensor.inference.sample import sample
 from bayestensor.inference.sghmc import sghmc
+from bayestensor.inference.svgd import svgd
 from bayestensor.models import scale_moves
 from bayestensor.models.completion import CompletionModel
 from bayestensor.models.likelihoods import Categorical, Gaussian
@@ -114,6 +118,81 @@ def test_blocks_hold_a_core_and_its_bonds(name):
     numbers = jax.tree.leaves(at)
     shared = len(numbers) - len(set(numbers))
     assert shared == sum(len(tensor.network.bonds) for tensor in model.tensors(position).values())
+
+
+def half_dead(name):
+    """(model, a position whose bonds each have a dead last index, as MAP leaves it: v and the cores' slice at 0)."""
+    model, position = subject(name)
+    cores = {layer: dict(tensor.cores) for layer, tensor in model.tensors(position).items()}
+    scales = {layer: dict(bonds) for layer, bonds in model.log_scales(position).items()}
+    for layer, tensor in model.tensors(position).items():
+        low = max(model.priors[layer].support[0], math.log(1e-8))
+        for bond in scales[layer]:
+            scales[layer][bond] = scales[layer][bond].at[-1].set(low)
+            for core in tensor.network.cores:
+                if bond in tensor.network.shrunk_by(core.name):
+                    last = tuple(-1 if leg == bond else slice(None) for leg in core.legs)
+                    cores[layer][core.name] = cores[layer][core.name].at[last].set(0.0)
+    return model, model.with_tensors(position, cores, scales)
+
+
+@every_model
+def test_starts_are_near_the_mode_but_for_what_is_dead_there(name, x64):
+    """200 starts around a half-dead position: its tensor, its v and its other weights come back to within
+    `relative`; z of dead indices is N(0, 1) (KS of at least 400 numbers: an sd of 0.85 is caught with probability
+    0.9), which a mode has at 0."""
+    model, position = half_dead(name)
+    moved, relative = noncentred(model, 1), 0.01
+    starts = jax.jit(jax.vmap(lambda key: moved.around(key, position, relative)))(
+        jax.random.split(jax.random.key(1), 200)
+    )
+    back = jax.vmap(moved.to_position)(starts)
+    for layer, tensor in model.tensors(position).items():
+        dead_z = []
+        for bond, log_v in model.log_scales(position)[layer].items():
+            spread = (np.asarray(model.log_scales(back)[layer][bond]) - np.asarray(log_v)).std(0)
+            assert spread.max() < 1.3 * relative
+            for core in tensor.network.cores:
+                if bond in tensor.network.shrunk_by(core.name):
+                    of_one = jax.vmap(lambda at, layer=layer, core=core: model.tensors(at)[layer].cores[core.name])
+                    z = np.take(np.asarray(of_one(starts)), -1, axis=1 + core.legs.index(bond))
+                    dead_z.append(z.ravel())
+        assert min(len(z) for z in dead_z) >= 400
+        assert len(dead_z) * min(scipy.stats.kstest(z, "norm").pvalue for z in dead_z) > 0.01
+        whole = np.asarray(dense(tensor))
+        near = np.asarray(jax.vmap(lambda at, layer=layer: dense(model.tensors(at)[layer]))(back))
+        error = np.linalg.norm((near - whole).reshape(200, -1), axis=1) / np.linalg.norm(whole)
+        assert error.max() < 0.2 and np.median(error) < 0.05
+
+
+@pytest.mark.promoting
+@pytest.mark.parametrize("name", ["sghmc", "svgd"])
+def test_chains_from_a_mode_stay_with_the_data(name):
+    """A CP model of rank 4 at the MAP of data of rank 2. Noise in shares of u's rms put a chain's log density 800,000
+    below the posterior's, where scales of 1 / gradient kept it, and made SVGD's particles infinite."""
+    rng = np.random.default_rng(0)
+    truth = np.einsum("ar,br,cr->abc", *(rng.normal(size=(n, 2)) for n in (10, 9, 8))) / 2**0.5
+    coords = np.argwhere(rng.random(truth.shape) < 0.5)
+    values = truth[tuple(coords.T)] + 0.3 * rng.normal(size=len(coords))
+    data = jnp.asarray(coords), jnp.asarray(values, jnp.float32)
+    model = CompletionModel(cp((10, 9), (8,), 4), LogUniform(1e-2, 1e1), Gaussian(0.5))
+    target, mode = noncentred(model, len(values)), map_of(model, data)
+    starts = jax.jit(jax.vmap(lambda key: target.around(key, mode, 0.05)))(jax.random.split(jax.random.key(3), 20))
+    if name == "sghmc":
+        engine, starts = sghmc(target.posterior, step_size=0.3, burn_in=1000, conditional_every=1), starts
+    else:
+        engine, starts = svgd(target.posterior, burn_in=1000), jax.tree.map(lambda x: x[None], starts)
+    draws, _ = sample(engine, jax.random.key(4), starts, data, draws=20, burn_in=1000, thin=20, parallel="vmap")
+    assert not draws.stats["nonfinite"].any()
+    at_truth = -0.5 * len(values) * (math.log(2 * math.pi * 0.09) + 1)
+    assert draws.stats["log_density"].min() > at_truth - 250  # about 113 coordinates, each costs 1/2 and its prior
+
+
+def map_of(model, data):
+    engine = map_estimate(model.posterior(len(data[1])), optax.adam(2e-2), after_step=model.clip_scales)
+    start = jax.tree.map(lambda x: x[None], model.initial_position(jax.random.key(1)))
+    _, run = sample(engine, jax.random.key(2), start, data, draws=1, burn_in=2000, chunk=1)
+    return jax.tree.map(lambda x: x[0], run.states.position)
 
 
 DRAWS = 20_000

@@ -19,6 +19,7 @@ from bayestensor.experiment.schedule import Schedule
 from bayestensor.inference.base import Engine, Posterior
 from bayestensor.inference.gradient import normals
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
+from bayestensor.inference.sample import jitter
 from bayestensor.inference.sghmc import sghmc
 from bayestensor.inference.sgld import sgld
 from bayestensor.inference.svgd import svgd
@@ -101,7 +102,11 @@ def coordinates(config: Config, model: NeuralModel, num_data: int) -> Noncentred
     """What an engine runs on: non-centred coordinates, or the model's own where scales have a closed form."""
     if config.engine.name != "variational":
         return noncentred(model, num_data)
-    return Noncentred(model.posterior(num_data), lambda position: position, lambda at: at)
+
+    def around(key: Key[Array, ""], position: Position, relative: float) -> Position:
+        return jax.tree.map(lambda x: x[0], jitter(key, position, 1, relative))
+
+    return Noncentred(model.posterior(num_data), lambda position: position, lambda at: at, around)
 
 
 def _langevin(make: Callable[..., Engine], *names: str) -> Callable[..., Engine]:

@@ -103,8 +103,7 @@ class Stage:
         which = jnp.arange(self.members) % len(jax.tree.leaves(context.starts)[0])
 
         def around(key: Key[Array, ""], k: Array) -> Position:
-            at = self.coordinates.from_position(jax.tree.map(lambda x: x[k], context.starts))
-            return jax.tree.map(lambda x: x[0], sample.jitter(key, at, 1, self.section.jitter))
+            return self.coordinates.around(key, jax.tree.map(lambda x: x[k], context.starts), self.section.jitter)
 
         def prior(key: Key[Array, ""], k: Array) -> Position:
             return build.prior_position(context.model, self.coordinates, key, context.position)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bayestensor.inference.base import Posterior
+from bayestensor.inference.gradient import normals
 from bayestensor.models.scale_moves import draw_each, exchange_levels
 from bayestensor.models.shrinkage import log_prior_scales, log_variance
 from bayestensor.priors.base import ScalePrior, conditional, exp_in_range
@@ -18,6 +19,7 @@ from bayestensor.tensor.network import Factored, Network
 from bayestensor.typing import Array, Batch, Key, Position, Scalar
 
 EDGE = 1e-4  # share of a bounded support's length that a start keeps from its ends, where u is infinite
+DEAD = 1e-2  # an index is dead where its mean z^2 and its v over the largest of its bond are below this
 
 
 class TensorModel(Protocol):
@@ -68,11 +70,13 @@ class Noncentred:
             that makes sampling an interweaving of both coordinates; None where a prior has no conditional draw.
         from_position: position -> (z, u).
         to_position: (z, u) -> position.
+        around: (key, position, relative) -> (z, u), a start near a MAP solution: see `noncentred`.
     """
 
     posterior: Posterior
     from_position: Callable[[Position], Position]
     to_position: Callable[[Position], Position]
+    around: Callable[[Key[Array, ""], Position, float], Position]
 
 
 def noncentred(model: TensorModel, num_data: int, data: Batch | None = None) -> Noncentred:
@@ -85,6 +89,10 @@ def noncentred(model: TensorModel, num_data: int, data: Batch | None = None) -> 
     `data` it also draws every v given z: a slice goes from dead to live and back at once, under every prior, and
     exactly so whatever the engine's batches. That costs 16 likelihoods of the whole data for every scale: take it where
     the data are small. (`models.scale_moves`)
+
+    `around` moves z and log v by N(0, relative^2), every other array by that share of its rms. Entries of z tied to a
+    dead index (`DEAD`) are drawn from N(0, 1): a mode has them at 0, where no posterior draw has them, and X hardly
+    notices. (Noise in shares of the rms of u would be in shares of how dead the dead are.)
 
     Args:
         model: a `NeuralModel` or a `CompletionModel`.
@@ -108,6 +116,20 @@ def noncentred(model: TensorModel, num_data: int, data: Batch | None = None) -> 
             for name, bonds in log_scales.items()
         }
         return model.with_tensors(position, _scaled(model, position, log_scales, -0.5), unconstrained)
+
+    def around(key: Key[Array, ""], position: Position, relative: float) -> Position:
+        noise, at = normals(key, position), from_position(position)
+        log_scales, noise_scales = model.log_scales(position), model.log_scales(noise)
+        cores, scales = {}, {}
+        for name, z in model.tensors(at).items():
+            fresh, dead = model.tensors(noise)[name].cores, _dead(z, log_scales[name])
+            cores[name] = {c: jnp.where(dead[c], fresh[c], x + relative * fresh[c]) for c, x in z.cores.items()}
+            scales[name] = {
+                bond: u + relative * noise_scales[name][bond] / _steepest(model.priors[name])
+                for bond, u in model.log_scales(at)[name].items()
+            }
+        outside = jax.tree.map(lambda x, e: x + relative * jnp.sqrt(jnp.mean(x**2)) * e, at, noise)
+        return model.with_tensors(outside, cores, scales)
 
     def log_prior(at: Position) -> Scalar:
         total = model.log_prior_outside(at)
@@ -139,7 +161,7 @@ def noncentred(model: TensorModel, num_data: int, data: Batch | None = None) -> 
 
     if by_cores or data is not None:
         posterior = replace(posterior, conditional_update=update)
-    return Noncentred(posterior, from_position, to_position)
+    return Noncentred(posterior, from_position, to_position, around)
 
 
 def _scaled(model: TensorModel, at: Position, log_scales: Mapping[str, Mapping[str, Array]], power: float) -> dict:
@@ -151,6 +173,21 @@ def _scaled(model: TensorModel, at: Position, log_scales: Mapping[str, Mapping[s
         }
         for name, tensor in model.tensors(at).items()
     }
+
+
+def _dead(z: Factored, log_scales: Mapping[str, Array]) -> dict[str, Array]:
+    """Core -> whether an entry is tied to an index that is dead (1 where constant)."""
+    network, dead = z.network, {}
+    for bond, log_v in log_scales.items():
+        small = _squares(network, z.cores, bond) < DEAD * network.bond_count(bond)
+        dead[bond] = (small & (log_v < log_v.max() + math.log(DEAD))).astype(log_v.dtype)
+    return {core: log_variance(network, core, dead, 1.0) > 0 for core in z.cores}
+
+
+def _steepest(prior: ScalePrior) -> float:
+    """The largest d log v / du."""
+    bounds = _bounds(prior)
+    return 1.0 if bounds is None else (bounds[1] - bounds[0]) / 4
 
 
 def _bounds(prior: ScalePrior) -> tuple[float, float] | None:
