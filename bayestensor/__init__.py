@@ -33,9 +33,13 @@ _WHERE = {
     "models.likelihoods": ("Categorical", "Gaussian"),
     "models.neural": ("NeuralModel",),
     "inference.base": ("Engine", "Posterior"),
+    "inference.draws": ("Draws",),
     "inference.map": ("map_estimate",),
+    "ranks.explore": ("as_draws", "rank_posterior", "unstack"),
+    "ranks.mass": ("prune_draws", "select_by_mass"),
     "ranks.select": ("energy_share", "norm_lost", "rank_of", "raw_scale"),
     "fit": ("Fit", "fit_map"),
+    "experiment.saved": ("load_run",),
     "data": ("load_dataset",),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}

@@ -1,4 +1,4 @@
-"""The command line: run, resume, check, report, export. Heavy imports wait until a command needs them."""
+"""The command line: run, resume, check, report, export, predict. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -128,6 +128,36 @@ def export(run_dir: Path, out: Path) -> None:
 
         export_model(run_dir, out)
         click.echo(f"exported: {out}")
+
+
+@main.command()
+@_run_dir
+@click.argument("inputs", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help=".npy file for probabilities.  [default: print classes]",
+)
+def predict(run_dir: Path, inputs: Path, out: Path | None) -> None:
+    """Predict with the model of RUN_DIR: INPUTS is an .npy file of raw inputs, one a row."""
+    with _one_line_errors():
+        from bayestensor.experiment.folder import open_run
+        from bayestensor.files import vacant
+
+        open_run(run_dir)
+        if out is not None:
+            vacant(out)
+        from bayestensor.experiment.saved import load_run, read_inputs
+
+        probabilities = load_run(run_dir).predict(read_inputs(inputs))
+        if out is None:
+            click.echo("\n".join(map(str, probabilities.argmax(axis=1).tolist())))
+        else:
+            import numpy as np
+
+            with out.open("wb") as stream:
+                np.save(stream, probabilities, allow_pickle=False)
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ def test_version():
 def test_check_prints_the_layers(place):
     result = call("check", "small.yaml")
     assert result.exit_code == 0, result.output
-    for fragment in ("layer0", "490,625", "496,885", "27,235", "18.2x", "7x4x7x4", "small.yaml: good"):
+    for fragment in ("layers.0", "490,625", "496,885", "27,235", "18.2x", "7x4x7x4", "small.yaml: good"):
         assert fragment in result.stdout
     assert "13,617" not in result.stdout
     assert call("check", "small.yaml", "model.rank=10").stdout != result.stdout

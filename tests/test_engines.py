@@ -22,6 +22,7 @@ from bayestensor.inference.sample import draw_batch, jitter, sample, start, stre
 from bayestensor.inference.sghmc import sghmc
 from bayestensor.inference.sgld import sgld
 from bayestensor.inference.svgd import svgd
+from bayestensor.inference.variational import variational
 
 # BlackJAX and ArviZ rely on dtype and rank promotion
 pytestmark = pytest.mark.promoting
@@ -60,6 +61,7 @@ ENGINES = {
     "svgd, blocks": (lambda p: svgd(p, burn_in=4, kernel=2), True, True, 4),
     "svgd, plain": (lambda p: svgd(p, noisy=False, kernel="all", optimiser=optax.adam(0.1)), True, False, 4),
     "nuts": (lambda p: nuts(p, burn_in=4), False, True, NUM),
+    "variational": (lambda p: variational(p, burn_in=4), False, True, 4),
     "ensemble of sgld": (lambda p: ensemble(sgld(p, burn_in=4)), True, True, 4),
 }
 STEPS = 8
@@ -215,9 +217,9 @@ BAD = {
         lambda: nuts(REGRESSION).init(jax.random.key(0), {"x": jnp.zeros(3000)}),
         "3000 coordinates, the limit is 2000",
     ),
-    "odd batch": (
-        lambda: estimator(REGRESSION)(POINT, jax.tree.map(lambda x: x[:5], DATA)),
-        "the batch holds 5 data.*even batch",
+    "batch of one": (
+        lambda: estimator(REGRESSION)(POINT, jax.tree.map(lambda x: x[:1], DATA)),
+        "batch of 1 datum has no gradient noise",
     ),
     "ragged batch": (lambda: estimator(REGRESSION)(POINT, (X, Y[:3])), "common first axis"),
     "batch too large": (
@@ -260,6 +262,18 @@ def test_gradient_estimate_is_the_gradient_and_knows_its_variance():
             # strata of four data share a batch: the variance of one draw a stratum is that of simple sampling only on
             # average over shuffles, hence the wide band for this one order
             np.testing.assert_allclose(got.noise[name].mean(0), variance, rtol=0.6)
+
+
+@pytest.mark.parametrize("size", [2, 3, 15])
+def test_odd_batches_count_every_datum_once(size):
+    target = Posterior(log_prior, log_likelihood, size)
+    batch = jax.tree.map(lambda x: x[:size], DATA)
+    got = jax.jit(estimator(target))(POINT, batch)
+    np.testing.assert_allclose(got.log_density, target.log_density(POINT, batch), rtol=1e-5)
+    exact = jax.grad(target.log_density)(POINT, batch)
+    for name, gradient in exact.items():
+        np.testing.assert_allclose(got.gradient[name], gradient, rtol=1e-4)
+        assert (np.asarray(got.curvature[name]) > 0).all()
 
 
 def test_batches_take_every_datum_equally_often():

@@ -169,9 +169,12 @@ def test_models_that_do_not_fit_are_refused(tmp_path):
     run, spec, arrays = trained(tmp_path / "run", "tt_matrix")
     wrong = {
         "extra": (arrays | {"mask": np.zeros(3)}, r"holds arrays .*mask"),
-        "missing": ({name: array for name, array in arrays.items() if name != "layer1.bias"}, "holds arrays"),
-        "shape": (arrays | {"layer1.bias": np.zeros(9)}, r"layer1.bias is float32 \(9,\); expected float32 \(10,\)"),
-        "nan": (arrays | {"layer1.bias": np.full(10, np.nan)}, "layer1.bias has entries that are not finite"),
+        "missing": ({name: array for name, array in arrays.items() if name != "layers.1.bias"}, "holds arrays"),
+        "shape": (
+            arrays | {"layers.1.bias": np.zeros(9)},
+            r"layers.1.bias is float32 \(9,\); expected float32 \(10,\)",
+        ),
+        "nan": (arrays | {"layers.1.bias": np.full(10, np.nan)}, "layers.1.bias has entries that are not finite"),
     }
     for changed, message in wrong.values():
         with pytest.raises(RunError, match=message):

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "tensor": {"typing"},
     "inference": {"typing", "errors", "files"},
     "metrics": {"typing"},
+    "plots": {"ranks"},
     "data": {"typing", "errors"},
     "priors": {"tensor", "typing"},
     "nn": {"tensor", "typing"},

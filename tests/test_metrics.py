@@ -140,6 +140,42 @@ def test_fair_sample_crps_is_unbiased_where_the_plain_one_is_not():
     assert abs(rg.crps_samples(draws, y) - exact) > 0.1
 
 
+MEANS, SDS = RNG.normal(size=(5, 30)), np.exp(0.3 * RNG.normal(size=(5, 30)))
+
+
+def mixture_cdf(i, sds=SDS):
+    return lambda x: np.mean(st.norm.cdf(x, MEANS[:, i], np.broadcast_to(sds, SDS.shape)[:, i]))
+
+
+@pytest.mark.parametrize("sds", [SDS, 0.7, SDS[:, 0]], ids=["all", "one", "one a draw"])
+def test_mixture_crps_is_the_integral(sds):
+    whole = sds[:, None] if np.ndim(sds) == 1 else sds
+    expected = [integral_crps(mixture_cdf(i, whole), Y[i], np.sort(MEANS[:, i])) for i in range(8)]
+    assert rg.crps_mixture(MEANS[:, :8], sds[:, :8] if np.ndim(sds) == 2 else sds, Y[:8]) == pytest.approx(
+        np.mean(expected), abs=1e-7
+    )
+
+
+def test_mixture_crps_has_the_gaussian_and_the_draws_as_limits():
+    assert rg.crps_mixture(MEANS[:1], SDS[:1], Y) == pytest.approx(rg.crps_gaussian(MEANS[0], SDS[0], Y), rel=1e-12)
+    assert rg.crps_mixture(SAMPLES, 1e-9, Y) == pytest.approx(rg.crps_samples(SAMPLES, Y), abs=1e-8)
+
+
+def test_mixture_interval_holds_its_mass():
+    lower, upper = rg.mixture_interval(MEANS, SDS, 0.8)
+    for i in range(30):
+        np.testing.assert_allclose([mixture_cdf(i)(lower[i]), mixture_cdf(i)(upper[i])], [0.1, 0.9], atol=1e-9)
+    np.testing.assert_allclose(rg.mixture_interval(MEANS[:1], SDS[:1]), rg.gaussian_interval(MEANS[0], SDS[0]))
+
+
+def test_regression_log_likelihood_of_the_mixture_and_of_its_members():
+    own = st.norm.logpdf(Y, MEANS, SDS)
+    both = rg.log_likelihood(own)
+    assert both.mixture == pytest.approx(np.log(st.norm.pdf(Y, MEANS, SDS).mean(0)).mean())
+    assert both.members == pytest.approx(own.mean())
+    assert both.mixture > both.members
+
+
 def test_one_draw_scores_the_absolute_error():
     assert rg.crps_samples(SAMPLES[:1], Y) == pytest.approx(np.abs(SAMPLES[0] - Y).mean())
 
@@ -170,6 +206,9 @@ def test_rrse():
         (lambda: rg.crps_gaussian(MEAN[:, None], SD, Y), "shapes differ"),
         (lambda: rg.crps_samples(SAMPLES.T, Y), "draws"),
         (lambda: rg.crps_samples(SAMPLES[:1], Y, fair=True), "at least 2 draws"),
+        (lambda: rg.crps_mixture(MEANS, -SDS, Y), "positive, one for all"),
+        (lambda: rg.crps_mixture(MEANS, SDS[:2], Y), "like the means"),
+        (lambda: rg.log_likelihood(Y), "members, n"),
         (lambda: rg.sample_interval(SAMPLES, 90), "between 0 and 1"),
         (lambda: rg.rrse(Y, 0 * Y), "all zeros"),
         (lambda: rg.rrse([], []), "nothing to score"),

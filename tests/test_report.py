@@ -358,8 +358,8 @@ def test_two_runs_are_compared_first(tmp_path):
     assert page.tags["article"] == 3
     first, second = (json.loads((run / "summary.json").read_text()) for run in runs[:2])
     for name, summary in (("mnist_fc_map (1)", first), ("mnist_fc_map (2)", second)):
-        keys = ("seed", "temperature", "params_dense", "params_final", "compression", "test_accuracy", "test_nll")
-        assert [page.value("comparison", name, k) for k in range(7)] == [summary[key] for key in keys]
+        keys = ("seed", "params_dense", "params_final", "params_final", "compression", "test_accuracy", "test_nll")
+        assert [page.value("comparison", name, k) for k in range(1, 8)] == [summary[key] for key in keys]
     assert ("comparison", "c (unfinished)") in page.rows
 
 

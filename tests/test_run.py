@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from bayestensor import cli
 from bayestensor.errors import RunError
-from bayestensor.experiment import build, config, folder, measure, pruning, run
+from bayestensor.experiment import build, config, folder, measure, pruning, run, session
 from bayestensor.experiment.config import Prune
 from bayestensor.experiment.progress import Silent
 from bayestensor.inference import checkpoint
@@ -253,7 +253,7 @@ STOPS = {
 
 @pytest.mark.parametrize("when", STOPS)
 def test_a_stop_changes_nothing(finished, tmp_path, monkeypatch, when):
-    monkeypatch.setattr(run, "SECONDS_PER_CHECKPOINT", 0.0)  # within epochs, too
+    monkeypatch.setattr(session, "SECONDS_PER_CHECKPOINT", 0.0)  # within epochs, too
     out = tmp_path / "run"
     with pytest.raises(Stopped):
         run.run(settings(), out, progress=StopAt(*STOPS[when]))
@@ -312,7 +312,7 @@ def test_a_twin_begun_and_not_yet_a_run_is_begun_again(finished, tmp_path, monke
 def test_resuming_a_finished_run_trains_nothing(finished, monkeypatch):
     run_folder, summary, _ = finished
     before = {path: path.stat().st_mtime_ns for path in run_folder.path.rglob("*")}
-    monkeypatch.setattr(run, "_Session", None)  # calling it would fail
+    monkeypatch.setattr(run, "Session", None)  # calling it would fail
     heard = Heard()
     assert run.resume(run_folder.path, progress=heard) == summary
     assert heard.lines == [f"{run_folder.path} is already finished"]

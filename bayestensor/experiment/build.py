@@ -12,18 +12,25 @@ import optax
 from flax import nnx
 
 from bayestensor.data.augment import shift_images
-from bayestensor.experiment.check import check
+from bayestensor.experiment.check import MAX_NUTS, check
+from bayestensor.experiment.engines import DEFAULT_START, map_section
 from bayestensor.experiment.optimizers import optimizer
+from bayestensor.experiment.schedule import Schedule
 from bayestensor.inference.base import Engine, Posterior
+from bayestensor.inference.gradient import normals
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
+from bayestensor.inference.sghmc import sghmc
+from bayestensor.inference.sgld import sgld
 from bayestensor.models.likelihoods import Categorical
 from bayestensor.models.neural import NeuralModel
+from bayestensor.models.noncentred import Noncentred
 from bayestensor.nn.linear import MLP
 from bayestensor.priors import PRIORS
 from bayestensor.typing import Array, Key, Position
 
 if TYPE_CHECKING:
     from bayestensor.experiment.config import Config
+    from bayestensor.inference.gradient import Centre
 
 
 def mlp(config: Config) -> Callable[[Key[Array, ""]], nnx.Module]:
@@ -62,8 +69,8 @@ def neural_model(config: Config) -> tuple[NeuralModel, Callable]:
 
 
 def map_engine(config: Config, model: NeuralModel, posterior: Posterior, steps_per_epoch: int) -> Engine:
-    """The MAP engine of a config."""
-    section = config.engine
+    """The MAP engine of a config, of another engine's start where it is not MAP itself."""
+    section = map_section(config.engine) or DEFAULT_START
     before = shrinkage_schedule(section.temperature, steps_per_epoch, section.warmup_epochs, section.ramp_epochs)
     refit_step = max(config.prune.epochs, default=0) * steps_per_epoch
 
@@ -89,7 +96,67 @@ def map_engine(config: Config, model: NeuralModel, posterior: Posterior, steps_p
     )
 
 
-ENGINES: dict[str, Callable[[Config, NeuralModel, Posterior, int], Engine]] = {"map": map_engine}
+def _langevin(make: Callable[..., Engine], section: Any, **options: Any) -> Callable[..., Engine]:
+    def build(posterior: Posterior, plan: Schedule, centre: Centre | None) -> Engine:
+        return make(
+            posterior,
+            step_size=section.step_size,
+            temperature=section.temperature,
+            burn_in=plan.burn_in,
+            cycle=plan.cycle,
+            centre=centre,
+            conditional_every=section.scale_draws,
+            **options,
+        )
+
+    return build
+
+
+def _svgd(section: Any) -> Callable[..., Engine]:
+    from bayestensor.inference.svgd import svgd
+
+    def build(posterior: Posterior, plan: Schedule, centre: Centre | None) -> Engine:
+        options = {"kernel": section.kernel, "noisy": section.noisy, "step_size": section.step_size}
+        return svgd(posterior, temperature=section.temperature, burn_in=plan.burn_in, **options)
+
+    return build
+
+
+def _nuts(section: Any) -> Callable[..., Engine]:
+    from bayestensor.inference.nuts import nuts
+
+    def build(posterior: Posterior, plan: Schedule, centre: Centre | None) -> Engine:
+        options = {"target_acceptance": section.target_acceptance, "max_doublings": section.max_doublings}
+        return nuts(posterior, burn_in=plan.burn_in, max_dimension=MAX_NUTS, **options)
+
+    return build
+
+
+SAMPLERS: dict[str, Callable[[Any], Callable[[Posterior, Schedule, Centre | None], Engine]]] = {
+    "sghmc": lambda section: _langevin(sghmc, section, friction=section.friction),
+    "sgld": lambda section: _langevin(sgld, section),
+    "svgd": _svgd,
+    "nuts": _nuts,
+}
+
+
+def prior_position(model: NeuralModel, coordinates: Noncentred, key: Key[Array, ""], like: Position) -> Position:
+    """A draw of the prior in the coordinates that samplers run on, in the shapes of a position."""
+    weights_key, cores_key, scales_key = jax.random.split(key, 3)
+    weights = normals(weights_key, like["weights"], model.weight_sd)
+    log_scales: dict[str, dict[str, Array]] = {}
+    for k, (name, bonds) in enumerate(model.log_scales(like).items()):
+        keys = jax.random.split(jax.random.fold_in(scales_key, k), len(bonds))
+        drawn = {b: model.priors[name].sample(key, v.shape) for key, (b, v) in zip(keys, bonds.items(), strict=True)}
+        log_scales[name] = {bond: jnp.log(v) for bond, v in drawn.items()}
+    tensors = model.tensors(like)
+    at = coordinates.from_position(model.with_tensors(like | {"weights": weights}, _cores(tensors), log_scales))
+    z = normals(cores_key, _cores(tensors))
+    return model.with_tensors(at, z, model.log_scales(at))
+
+
+def _cores(tensors: Any) -> dict[str, dict[str, Array]]:
+    return {name: dict(tensor.cores) for name, tensor in tensors.items()}
 
 
 def scaler(shift: float, scale: float) -> Callable[[Array], Array]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bayestensor.errors import ConfigError
 from bayestensor.experiment import messages, registry
+from bayestensor.experiment.engines import Langevin, Nuts, Sampler, Svgd, map_section
+from bayestensor.experiment.schedule import schedule
 
 if TYPE_CHECKING:
     from bayestensor.experiment.config import Config
     from bayestensor.tensor.network import Network
 
 MAX_PARAMETERS = 1_000_000_000
+MAX_NUTS = 2_000  # coordinates: NUTS is for reference
+COPIES = {"svgd": 12, "nuts": 20}  # arrays as large as all chains or particles that a step holds; elsewhere 10
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Layer:
     """One linear layer of a configured model.
 
     Attributes:
-        name: layer0, layer1, ...
+        name: layers.0, layers.1, ...
         in_features: width of its input.
         out_features: width of its output.
         network: its kernel as a network of matrix shape (out, in), None where dense.
@@ -73,17 +78,21 @@ def check(config: Config) -> tuple[Layer, ...]:
             layers.append(_layer(config, k, *pair))
         except ValueError as error:
             key = "model.rank" if config.model.shapes is None or "bond" in str(error) else f"model.shapes.{k}"
-            found.append(f"{key}: layer{k} in format {config.model.format}: {error}")
+            found.append(f"{key}: layers.{k} in format {config.model.format}: {error}")
     _refuse(found)
     total = sum(layer.parameters for layer in layers)
     if total > MAX_PARAMETERS:
         _refuse([f"model.rank: given {config.model.rank!r}; {total} parameters, expected at most {MAX_PARAMETERS}"])
+    if isinstance(config.engine, Sampler):
+        scales = sum(sum(layer.network.ranks.values()) for layer in layers if layer.network)
+        _refuse(size_problems(config, min(total, config.prune.max_params or total) + scales))
     return tuple(layers)
 
 
 def problems(config: Config) -> list[str]:
     """Contradictions between keys, those that need no network built; empty where there are none."""
-    return [*_shape_problems(config), *_time_problems(config), *_data_problems(config), *_prior_problems(config)]
+    makers = (_shape_problems, _time_problems, _data_problems, _prior_problems, _sampling_problems)
+    return [problem for maker in makers for problem in maker(config)]
 
 
 def layer_widths(config: Config) -> tuple[int, ...]:
@@ -104,7 +113,7 @@ def _layer(config: Config, k: int, in_features: int, out_features: int) -> Layer
             cols, rows = model.shapes[k]
         network = formats.FORMATS[model.format](rows, cols, rank=model.rank)
     bias = model.output_bias if last else model.hidden_bias
-    return Layer(f"layer{k}", in_features, out_features, network, bias, None if last else model.activation)
+    return Layer(f"layers.{k}", in_features, out_features, network, bias, None if last else model.activation)
 
 
 def _shape_problems(config: Config) -> list[str]:
@@ -121,7 +130,9 @@ def _shape_problems(config: Config) -> list[str]:
         for j, (side, modes, width) in enumerate(zip(("input", "output"), sides, widths[k : k + 2], strict=True)):
             if math.prod(modes) != width:
                 given = f"{list(modes)} with product {math.prod(modes)}"
-                found.append(f"model.shapes.{k}.{j}: given {given}; expected product {width}, layer{k}'s {side} width")
+                found.append(
+                    f"model.shapes.{k}.{j}: given {given}; expected product {width}, layers.{k}'s {side} width"
+                )
         if model.format == "tt_matrix" and len(sides[0]) != len(sides[1]):
             given = f"{len(sides[0])} input and {len(sides[1])} output modes"
             found.append(f"model.shapes.{k}: given {given}; tt_matrix pairs them, so fill up the shorter with 1")
@@ -129,8 +140,10 @@ def _shape_problems(config: Config) -> list[str]:
 
 
 def _time_problems(config: Config) -> list[str]:
-    epochs, cuts, engine = config.train.epochs, config.prune.epochs, config.engine
+    epochs, cuts, engine = config.train.epochs, config.prune.epochs, map_section(config.engine)
     found = []
+    if engine is None:
+        return ["prune.epochs: given with engine.start prior, where nothing is trained; leave it out"] if cuts else []
     if list(cuts) != sorted(set(cuts)):
         found.append(f"prune.epochs: given {list(cuts)}; expected rising epochs, each once")
     if cuts and max(cuts) >= epochs:
@@ -140,7 +153,8 @@ def _time_problems(config: Config) -> list[str]:
     if engine.warmup_epochs + engine.ramp_epochs > epochs:
         total = engine.warmup_epochs + engine.ramp_epochs
         found.append(
-            f"engine.ramp_epochs: warm-up and ramp take {total:g} epochs; expected at most train.epochs = {epochs}"
+            f"{_map_key(config)}.ramp_epochs: warm-up and ramp take {total:g} epochs; "
+            f"expected at most train.epochs = {epochs}"
         )
     if config.train.evaluate_every > epochs:
         found.append(f"train.evaluate_every: given {config.train.evaluate_every}; expected at most {epochs} epochs")
@@ -151,18 +165,83 @@ def _time_problems(config: Config) -> list[str]:
 
 
 def _data_problems(config: Config) -> list[str]:
+    facts, found = registry.DATASET_FACTS, []
+    sizes = {
+        "train.batch_size": config.train.batch_size,
+        "engine.batch_size": getattr(config.engine, "batch_size", None),
+    }
+    for key, size in sizes.items():
+        if size is not None and size > num_train(config):
+            allowed = f"at most the {num_train(config)} training data of {config.data.name}"
+            found.append(f"{key}: given {size}; expected {allowed}")
+    ood = config.data.ood
+    if ood is not None and (ood == config.data.name or facts[ood].input_shape != facts[config.data.name].input_shape):
+        alike = [name for name, other in facts.items() if other.input_shape == facts[config.data.name].input_shape]
+        others = ", ".join(name for name in alike if name != config.data.name) or "null: no other set has that shape"
+        found.append(f"data.ood: given {ood!r}; expected a set of other images of the same shape: {others}")
+    return found
+
+
+def num_train(config: Config) -> int:
+    """Training data that are not held out."""
     total = registry.DATASET_FACTS[config.data.name].num_train
-    held_out = round(config.data.validation * total)
-    if config.train.batch_size > total - held_out:
-        allowed = f"at most the {total - held_out} training data of {config.data.name}"
-        return [f"train.batch_size: given {config.train.batch_size}; expected {allowed}"]
-    return []
+    return total - round(config.data.validation * total)
 
 
 def _prior_problems(config: Config) -> list[str]:
     if config.prior.name == "log_uniform" and config.prior.s_min >= config.prior.s_max:
         return [f"prior.s_min: given {config.prior.s_min}; expected below prior.s_max = {config.prior.s_max}"]
     return []
+
+
+def _sampling_problems(config: Config) -> list[str]:
+    engine, found = config.engine, []
+    if not isinstance(engine, Sampler):
+        return []
+    plan = schedule(config, num_train(config))
+    if plan.thin < 1:
+        steps = round(engine.epochs * (1 if plan.batch_size is None else num_train(config) // plan.batch_size))
+        found.append(f"engine.draws: given {engine.draws}; expected at most the {steps} steps of engine.epochs")
+    if plan.batch_size is not None and plan.batch_size % 2:
+        key = "train.batch_size" if engine.batch_size is None else "engine.batch_size"
+        found.append(
+            f"{key}: given {plan.batch_size}; expected an even size: gradient noise is measured between halves"
+        )
+    if isinstance(engine, Nuts) and engine.temperature != 1:
+        found.append(f"engine.temperature: given {engine.temperature}; nuts samples the posterior itself, expected 1")
+    if isinstance(engine, Langevin) and engine.scale_draws is not None:
+        if config.prior.name == "gamma":
+            others = ", ".join(name for name in registry.PRIORS if name != "gamma")
+            found.append(f"engine.scale_draws: prior gamma has no conditional draws; expected null, or one of {others}")
+        if engine.temperature != 1:
+            found.append(
+                f"engine.scale_draws: exact draws have temperature 1, the chain {engine.temperature}; set null"
+            )
+    return found
+
+
+def size_problems(config: Config, coordinates: int) -> list[str]:
+    """Whether the engine can take a position of so many numbers, before it starts: NUTS's limit, and the memory."""
+    engine = config.engine
+    if isinstance(engine, Nuts) and coordinates > MAX_NUTS:
+        return [
+            f"engine.name: given nuts for {coordinates:,} coordinates; it is the reference for at most {MAX_NUTS:,}: "
+            "take sghmc, a smaller model.rank, or cuts with prune.max_params before it"
+        ]
+    key = "particles" if isinstance(engine, Svgd) else "chains"
+    members = getattr(engine, key, 1)
+    each = 4 * COPIES.get(engine.name, 10) * coordinates
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if members * each > memory:
+        return [
+            f"engine.{key}: given {members}; with {coordinates:,} numbers each a step needs about "
+            f"{members * each / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f}: at most {int(memory // each)}"
+        ]
+    return []
+
+
+def _map_key(config: Config) -> str:
+    return "engine" if config.engine.name == "map" else "engine.start"
 
 
 def _refuse(found: Sequence[str]) -> None:

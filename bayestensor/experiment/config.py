@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ from pydantic import Field, ValidationError
 from bayestensor.errors import ConfigError
 from bayestensor.experiment import messages, registry, yaml_io
 from bayestensor.experiment.check import problems
+from bayestensor.experiment.engines import switched
 from bayestensor.experiment.sections import Count, Positive, Section, Share, one_of
 
 
@@ -58,6 +60,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Args:
         path: a YAML file.
         overrides: `dotted.key=value` strings, the value in YAML; a list is entered by index (`model.hidden.0=300`).
+            `engine.name=...` goes first, and takes over what the file says of another engine (`engines.switched`).
 
     Raises:
         ConfigError: one line that names the key, what was given, what is allowed, and the nearest right name.
@@ -68,7 +71,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(
             f"{path}: expected a mapping with keys {', '.join(Config.model_fields)}, not {messages.given(raw)}"
         )
-    for text in overrides:
+    for text in sorted(overrides, key=lambda text: text.partition("=")[0].strip() != "engine.name"):
         override(raw, text)
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem).lstrip("._-")[:100]
     return build({"name": stem or "run"} | raw, str(path))
@@ -127,6 +130,8 @@ def override(raw: dict[str, Any], text: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"override {text!r}: expected dotted.key=value, for example engine.temperature=2")
     new = yaml_io.parse(value, f"override {key.strip()!r}")
+    if parts == ["engine", "name"] and _switch_engine(raw, new):
+        return
     here: Any = raw
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
@@ -145,6 +150,21 @@ def override(raw: dict[str, Any], text: str) -> None:
             raise ConfigError(f"override {text!r}: {'.'.join(parts[: depth + 1])} is {here[index]!r}, not a section")
         else:
             here = here[index]
+
+
+def _switch_engine(raw: dict[str, Any], name: Any) -> bool:
+    """Put another engine in the file's engine's place; False where there is nothing to take over."""
+    section = raw.get("engine")
+    if not isinstance(section, dict) or name not in registry.ENGINES:
+        return False
+    before = section.get("name", "map")
+    if before == name or before not in registry.ENGINES:
+        return False
+    raw["engine"], left_out = switched(section, name)
+    if left_out:
+        keys = ", ".join(f"engine.{key}" for key in left_out)
+        warnings.warn(f"engine.name={name}: left out {keys}, which the file sets for {before}", stacklevel=4)
+    return True
 
 
 def _default_at(raw: dict[str, Any], path: tuple[str, ...]) -> Any:

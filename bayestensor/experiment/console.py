@@ -56,6 +56,41 @@ class Console:
             soft_wrap=True,
         )
 
+    def sampling(self, facts: dict[str, Any]) -> None:
+        """Name the sampler and open its bar."""
+        members = "particles" if facts["engine"] == "svgd" else "chains"
+        self.console.print(
+            f"[bold]{self._name}[/]: {facts['engine']}, {facts['members']} {members}, {facts['steps']:,} steps, "
+            f"{facts['draws']} draws kept of each",
+            highlight=False,
+        )
+        self._close()
+        if self.console.is_terminal:
+            columns = (TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TimeElapsedColumn())
+            left = (TimeRemainingColumn(), TextColumn("left"))
+            self._bar = Progress(*columns, *left, console=self.console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=facts["steps"], completed=facts["done"])
+
+    def sampled(self, steps: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=steps)
+
+    def drawn(self, record: dict[str, Any]) -> None:
+        """One line a chunk of draws: the mixture so far."""
+        which = "validation" if "validation_nll" in record else "test"
+        shown = f"NLL {record[f'{which}_nll']:.4f} (members {record[f'{which}_nll_members']:.4f})"
+        heat = record.get("kinetic_temperature")
+        heat = "" if heat is None else f"  kinetic temperature {heat:.2f}"
+        ranks = "  ".join(",".join(f"{r:.1f}" for r in bonds.values()) for bonds in record["ranks"].values() if bonds)
+        self.console.print(
+            f"  draw {record['draw']:>4}  {which} {record[f'{which}_accuracy']:.2%}  {shown}{heat}"
+            + (f"  ranks {ranks}" if ranks else ""),
+            highlight=False,
+            soft_wrap=True,
+        )
+
     def said(self, line: str) -> None:
         """One line."""
         self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
@@ -77,24 +112,29 @@ class Console:
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """Dense, before and after: parameters and test accuracy."""
+    """Dense, before and after, and of a sampled run its start and its mixture: parameters, accuracy, NLL."""
     table = Table(title=None, header_style="bold")
-    for column, justify in (
-        ("network", "left"),
-        ("parameters", "right"),
-        ("smaller", "right"),
-        ("test accuracy", "right"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    sampled = summary.get("sampling")
+    columns = ["network", "parameters", "smaller", "test accuracy", *(["test NLL"] if sampled else [])]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "network" else "right")
     dense, twin = summary["params_dense"], summary.get("dense_twin")
 
-    def row(name: str, parameters: int, accuracy: float | None) -> None:
-        shown = "" if accuracy is None else f"{accuracy:.2%}"
-        table.add_row(name, f"{parameters:,}", f"{dense / parameters:.1f}x", shown)
+    def row(name: str, parameters: int, scores: dict[str, Any] | None) -> None:
+        accuracy, nll = (None if scores is None else scores.get(f"test_{what}") for what in ("accuracy", "nll"))
+        cells = [f"{parameters:,}", f"{dense / parameters:.1f}x", "" if accuracy is None else f"{accuracy:.2%}"]
+        table.add_row(name, *cells, *(["" if nll is None else f"{nll:.4f}"] if sampled else []))
 
-    row("dense twin", dense, twin and twin["test_accuracy"])
+    row("dense twin", dense, twin)
     before = summary.get("before_pruning")
     if before:
-        row(f"before the first cut (epoch {before['epoch']})", summary["params_initial"], before["test_accuracy"])
-    row("after the last cut" if before else "trained", summary["params_final"], summary["test_accuracy"])
+        row(f"before the first cut (epoch {before['epoch']})", summary["params_initial"], before)
+    last = "after the last cut" if before else "trained"
+    if sampled is None:
+        row(last, summary["params_final"], summary)
+        return table
+    if sampled["start"]:
+        row(f"{last}: MAP", sampled["start"]["params"], sampled["start"])
+    row(f"{sampled['engine']}, {sampled['members']} x {sampled['draws']} draws: one", summary["params_final"], None)
+    row("their mixture, stored in all", summary["params_stored"], summary)
     return table

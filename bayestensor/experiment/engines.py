@@ -1,4 +1,8 @@
-"""The engine sections of a config, and the optimisers they may name."""
+"""The engine sections of a config, and the optimisers they may name.
+
+MAP stands alone; every other engine says how it starts, by MAP or at the prior, so that a config of one engine is that
+of any other with `engine.name` replaced (`switched`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
-from bayestensor.experiment.sections import Fraction, NonNegative, Positive, Section, Share, one_of
+from bayestensor.experiment.sections import Count, Fraction, NonNegative, Positive, Section, Share, one_of
 
 # Optax's optimisers and the hyperparameters of theirs that may be set, with our defaults (Optax's own).
 OPTIMIZER_OPTIONS: dict[str, dict[str, float | bool]] = {
@@ -64,3 +68,116 @@ class Map(Section):
     warmup_epochs: NonNegative = 0.0  # no shrinkage
     ramp_epochs: NonNegative = 0.0  # then from none to full
     refit_temperature: NonNegative | None = None  # after the last pruning; null: as before
+
+
+class PriorStart(Section):
+    """Every chain or particle at a draw of the prior; nothing is trained before."""
+
+    name: Literal["prior"]
+
+
+STARTS: dict[str, type[Section]] = {"map": Map, "prior": PriorStart}
+DEFAULT_START = Map(name="map")
+
+
+class Sampler(Section):
+    """What all samplers share: where they start, how long they run, what is kept. An epoch is a pass over the data."""
+
+    start: one_of(STARTS) = DEFAULT_START  # type: ignore[valid-type]
+    starts: Count = 1  # MAP solutions from different seeds, shared out among the chains or particles
+    jitter: NonNegative = 0.01  # chains start around theirs, with this share of each array's rms
+    temperature: Positive = 1.0  # T of the target p^(1/T); 1 is the posterior
+    batch_size: Count | None = None  # null: train.batch_size
+    burn_in: NonNegative = 5.0  # epochs that adapt; their draws are dropped
+    epochs: Positive = 20.0  # after burn-in
+    draws: Count = 50  # kept of every chain or particle, evenly spaced over the epochs
+    drop_below: Share | None = 0.05  # slices alive in less than this share of the draws go, from all; null: none
+
+
+class Langevin(Sampler):
+    """What SGHMC and SGLD share."""
+
+    chains: Count = 4
+    cycle: Positive | None = None  # epochs in a cosine cycle of the step size; null: constant
+    control_variate: bool = False  # gradients against the whole data's at the start: two a step, little noise near it
+    scale_draws: Count | None = None  # steps between exact draws of the scales given the cores; null: by gradient alone
+
+
+class Sghmc(Langevin):
+    """Stochastic-gradient Hamiltonian Monte Carlo."""
+
+    name: Literal["sghmc"]
+    step_size: Positive = 0.1  # in posterior sd
+    friction: Positive = 1.0
+
+
+class Sgld(Langevin):
+    """Stochastic-gradient Langevin dynamics."""
+
+    name: Literal["sgld"]
+    step_size: Positive = 0.005
+
+
+class Svgd(Sampler):
+    """Stein variational gradient descent, by default with the noise that keeps its particles spread."""
+
+    name: Literal["svgd"]
+    particles: Annotated[int, Field(ge=2)] = 20
+    kernel: Literal["blocks", "leaf", "all"] = "blocks"
+    noisy: bool = True
+    step_size: Positive = 0.05
+
+
+class Nuts(Sampler):
+    """The no-U-turn sampler, the reference for small models; an epoch is one draw, made from the whole data."""
+
+    name: Literal["nuts"]
+    burn_in: NonNegative = 500.0
+    epochs: Positive = 500.0
+    draws: Count = 500
+    chains: Count = 4
+    target_acceptance: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    max_doublings: Count = 8  # longest trajectory, 2^max_doublings gradients
+
+
+class Ensemble(Section):
+    """A deep ensemble: MAP solutions from different starts, each with cuts of its own."""
+
+    name: Literal["ensemble"]
+    start: Map = DEFAULT_START  # how every member is trained
+    members: Annotated[int, Field(ge=2)] = 5
+
+
+ENGINES: dict[str, type[Section]] = {
+    "map": Map,
+    "sghmc": Sghmc,
+    "sgld": Sgld,
+    "svgd": Svgd,
+    "nuts": Nuts,
+    "ensemble": Ensemble,
+}
+
+
+def map_section(engine: Any) -> Map | None:
+    """The MAP settings of any engine; None where nothing is trained before it samples."""
+    section = getattr(engine, "start", engine)
+    return section if isinstance(section, Map) else None
+
+
+def switched(old: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:
+    """An engine's section as plain data with another engine in its place, and the keys that have none there.
+
+    The settings of MAP become those of the start, and back; what all samplers share stays.
+    """
+    before, after = ENGINES[old.get("name", "map")], ENGINES[name]
+    if before is Map:
+        return {"name": name, "start": dict(old) | {"name": "map"}}, []
+    if after is Map:
+        start = old.get("start") or {}
+        kept = {"name": "map"} | (dict(start) if start.get("name", "map") == "map" else {})
+        return kept, sorted(set(old) - {"name", "start"})
+    shared = set(Sampler.model_fields) if issubclass(after, Sampler) and issubclass(before, Sampler) else {"start"}
+    if issubclass(before, Langevin) and issubclass(after, Langevin):
+        shared |= set(Langevin.model_fields)
+    kept = {key: value for key, value in old.items() if key in shared}
+    return {"name": name} | kept, sorted(set(old) - shared - {"name"})

@@ -24,8 +24,8 @@ NOMINAL_BATCH = 128  # what the stored order of contraction is cheapest for
 
 _README = """# {name}
 
-A compressed network: {parameters} parameters, {classes} classes, inputs of shape {input_shape} as they come (scaling
-is inside).
+A compressed network: {parameters} parameters{mixture}, {classes} classes, inputs of shape {input_shape} as they come
+(scaling is inside).
 
 | file | what |
 |---|---|
@@ -70,6 +70,7 @@ def export(run_dir: str | Path, out_dir: str | Path) -> Path:
     text = _README.format(
         name=folder.config().name,
         parameters=sum(array.size for array in arrays.values()),
+        mixture=f" in {spec['members']} members, whose mean probability it gives" if "members" in spec else "",
         input_shape=tuple(spec["input_shape"]),
         width=math.prod(spec["input_shape"]),
         classes=spec["classes"],

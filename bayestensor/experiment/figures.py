@@ -1,7 +1,4 @@
-"""Figures of a run: axes in, axes out. No global state: callers make a `Figure` under `style()`.
-
-Colours are Okabe and Ito's, told apart by colour-blind readers; beyond six the line style changes too.
-"""
+"""Figures of a run, beside those of `bayestensor.plots`: axes in, axes out, made under `plots.style()`."""
 
 from __future__ import annotations
 
@@ -10,49 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from bayestensor.plots import GRID, INK, MUTED, PALETTE, line_style
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Curve: TypeAlias = Sequence[float | None]  # None where nothing was measured
-
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-LINES = ("-", "--", ":")
-INK, MUTED, GRID = "#1d2733", "#66717e", "#dce1e6"  # the report swaps these for its own in the dark
-
-
-def style():
-    """The context in which figures are made and saved."""
-    from matplotlib import rc_context
-
-    settings: Any = {
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "axes.titlelocation": "left",
-        "axes.linewidth": 0.7,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "grid.color": GRID,
-        "grid.linewidth": 0.6,
-        "lines.linewidth": 1.5,
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "savefig.facecolor": "none",
-        "svg.fonttype": "none",  # text stays text
-        "svg.hashsalt": "bayestensor",  # the same run gives the same file
-        "text.parse_math": False,  # a name may hold a dollar sign
-    }
-    settings |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK)
-    settings |= dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), MUTED)
-    return rc_context(settings)
-
-
-def line_style(k: int) -> dict[str, Any]:
-    """Colour and dash of the k-th line."""
-    return {"color": PALETTE[k % len(PALETTE)], "linestyle": LINES[k // len(PALETTE) % len(LINES)]}
 
 
 def ranks_over_time(axes: Axes, epochs: Sequence[int], ranks: Mapping[str, Curve], legend: bool = True) -> Axes:
@@ -176,18 +136,6 @@ def confusion_matrix(axes: Axes, counts: Sequence[Sequence[int]]) -> Axes:
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    return axes
-
-
-def reliability_diagram(axes: Axes, confidence: Curve, accuracy: Curve) -> Axes:
-    """Accuracy of the predictions made with about this confidence; on the diagonal they are as right as they claim."""
-    x, y = _numbers(confidence), _numbers(accuracy)
-    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--", label="calibrated")
-    filled = np.isfinite(x) & np.isfinite(y)
-    axes.vlines(x[filled], x[filled], y[filled], color=PALETTE[1], linewidth=3, alpha=0.45, label="gap")
-    axes.plot(x[filled], y[filled], "o-", color=PALETTE[0], markersize=4, linewidth=1.2, label="this model")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that was right")
-    axes.legend(loc="upper left")
     return axes
 
 

@@ -46,6 +46,26 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def sampling_file(self) -> Path:
+        """As metrics.jsonl, one record a chunk of draws."""
+        return self.path / "sampling.jsonl"
+
+    @property
+    def draws(self) -> Path:
+        """Folder of the draws, a file a chunk."""
+        return self.path / "draws"
+
+    @property
+    def pruned(self) -> Path:
+        """Folder of the draws without the slices that hold too little posterior mass."""
+        return self.path / "pruned"
+
+    @property
+    def sampling_checkpoints(self) -> Path:
+        """Folder of checkpoints of the sampling stage."""
+        return self.path / "sampling"
+
+    @property
     def summary_file(self) -> Path:
         """What the run came to; there once it has finished."""
         return self.path / "summary.json"
@@ -85,9 +105,11 @@ class RunFolder:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one record, which holds its `step`; a number that is not finite is written as null."""
-        line = json.dumps(_plain(record), allow_nan=False) + "\n"
-        with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as stream:
-            stream.write(line)
+        _append(self.metrics_file, record)
+
+    def append_sampling(self, record: Mapping[str, Any]) -> None:
+        """The same for the sampling stage."""
+        _append(self.sampling_file, record)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All whole records; a last line that a kill cut short is left out.
@@ -95,23 +117,42 @@ class RunFolder:
         Raises:
             RunError: a line before the last that is no record.
         """
-        if not self.metrics_file.exists():
-            return []
-        lines = self.metrics_file.read_bytes().split(b"\n")
-        records = []
-        for number, line in enumerate(lines[:-1], 1):  # after the last line end: nothing, or a torn record
-            try:
-                record = json.loads(line)
-                record["step"]
-            except (ValueError, KeyError, TypeError):
-                raise RunError(f"{self.metrics_file}: line {number} is damaged; expected a JSON record") from None
-            records.append(record)
-        return records
+        return _records(self.metrics_file)
 
     def truncate_metrics(self, step: int) -> None:
         """Drop every record after `step`, and a line cut short, so that a resumed run writes them again."""
-        kept = [record for record in self.metrics() if record["step"] <= step]
-        write_atomically(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        _truncate(self.metrics_file, step)
+
+    def truncate_sampling(self, step: int) -> None:
+        """The same for the sampling stage."""
+        _truncate(self.sampling_file, step)
+
+
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    line = json.dumps(_plain(record), allow_nan=False) + "\n"
+    with writing(path), path.open("a", encoding="utf-8") as stream:
+        stream.write(line)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(
+        path.read_bytes().split(b"\n")[:-1], 1
+    ):  # after the last line end: nothing, or a torn one
+        try:
+            record = json.loads(line)
+            record["step"]
+        except (ValueError, KeyError, TypeError):
+            raise RunError(f"{path}: line {number} is damaged; expected a JSON record") from None
+        records.append(record)
+    return records
+
+
+def _truncate(path: Path, step: int) -> None:
+    kept = [record for record in _records(path) if record["step"] <= step]
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 def create(path: str | Path, config: Config, data_dir: str | Path | None = None) -> RunFolder:

@@ -66,7 +66,7 @@ def _explain_one(entry: Any, path: Path, schema: type[BaseModel], raw: Mapping[s
     if kind == "extra_forbidden":
         section = section_at(schema, raw, path[:-1])
         known = list(section.model_fields) if section else []
-        elsewhere = _elsewhere(schema, str(path[-1]))
+        elsewhere = _elsewhere(schema, str(path[-1]), raw)
         moved = elsewhere and key not in elsewhere  # a right key in the wrong section
         near = f"; did you mean {elsewhere[0]!r}?" if moved else nearest(path[-1], known)
         return f"{key}: unknown key (given {value}); known keys: {', '.join(known)}{near}"
@@ -121,12 +121,15 @@ def _members(annotation: Any) -> list[type[BaseModel]]:
     return [member for argument in get_args(annotation) for member in _members(argument)]
 
 
-def _elsewhere(schema: type[BaseModel], key: str, prefix: str = "") -> list[str]:
-    """Dotted paths at which sections do know a key."""
+def _elsewhere(schema: type[BaseModel], key: str, raw: Any, prefix: str = "") -> list[str]:
+    """Dotted paths at which the sections that the user's data chose know a key."""
     found = [prefix + key] if prefix and key in schema.model_fields else []
     for name, field in schema.model_fields.items():
-        for member in _members(field.annotation):
-            found += _elsewhere(member, key, f"{prefix}{name}.")
+        inside = raw.get(name) if isinstance(raw, Mapping) else None
+        chosen = inside.get("name") if isinstance(inside, Mapping) else getattr(field.default, "name", None)
+        members = _members(field.annotation)
+        for member in [m for m in members if chosen in _names(m)] or members:
+            found += _elsewhere(member, key, inside, f"{prefix}{name}.")
     return list(dict.fromkeys(found))
 
 

@@ -1,12 +1,13 @@
 """A compressed model on disk: `model.npz` holds the parameters and nothing else, `model.json` what they mean.
 
     {"format_version": 1, "input_shape": [28, 28], "scaling": {"shift": 0.0, "scale": 255.0}, "classes": 10,
-     "layers": [{"name": "layer0", "kind": "linear", "bias": true, "activation": "relu",
+     "layers": [{"name": "layers.0", "kind": "linear", "bias": true, "activation": "relu",
                  "network": {"cores": [{"name": "core0", "legs": ["i0", "j0", "b1"]}, ...], "sizes": {"i0": 5, ...},
                              "rows": ["i0", ...], "cols": ["j0", ...]}}, ...]}
 
 A layer computes `activation(W x + bias)`, W of shape (out, in); `network` is null where W is dense. The input is
-`(x - shift) / scale`, flattened. Arrays: layer0.core0, ... or layer0.kernel, and layer0.bias, all float32.
+`(x - shift) / scale`, flattened. Arrays: layers.0.core0, ... or layers.0.kernel, and layers.0.bias, all float32.
+With `"members": 200` every array has 200 in front, a draw each, and the model is the mean of their probabilities.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -47,15 +49,17 @@ def model_spec(
     classes: int,
     shift: float | Sequence[float] = 0.0,
     scale: float | Sequence[float] = 1.0,
+    members: int | None = None,
 ) -> dict[str, Any]:
-    """The spec of a chain of `layer_spec`s on inputs `(x - shift) / scale`."""
-    return {
+    """The spec of a chain of `layer_spec`s on inputs `(x - shift) / scale`, or of a mixture of `members` such."""
+    spec = {
         "format_version": FORMAT_VERSION,
         "input_shape": list(input_shape),
         "scaling": {"shift": np.asarray(shift).tolist(), "scale": np.asarray(scale).tolist()},
         "layers": list(layers),
         "classes": classes,
     }
+    return spec if members is None else spec | {"members": members}
 
 
 def save_model(stem: str | Path, spec: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
@@ -105,7 +109,15 @@ def load_model(stem: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]
 def apply(
     spec: Mapping[str, Any], arrays: Mapping[str, Array], x: Float[Array, "*batch in"]
 ) -> Float[Array, "*batch classes"]:
-    """Logits of flat, unscaled inputs."""
+    """Logits of flat, unscaled inputs; of a mixture, the log of the members' mean probability."""
+    members = spec.get("members")
+    if members is None:
+        return _apply(spec, arrays, x)
+    log_p = jax.lax.map(lambda one: jax.nn.log_softmax(_apply(spec, one, x)), dict(arrays))
+    return jax.nn.logsumexp(log_p, axis=0) - math.log(members)
+
+
+def _apply(spec: Mapping[str, Any], arrays: Mapping[str, Array], x: Array) -> Array:
     scaling = spec["scaling"]
     shift, scale = (jnp.broadcast_to(jnp.asarray(scaling[what], x.dtype), x.shape) for what in ("shift", "scale"))
     x = (x - shift) / scale
@@ -137,6 +149,7 @@ def _linear(layer: Mapping[str, Any], arrays: Mapping[str, Array], x: Array) -> 
 def _fit(path: Path, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Refuse arrays that are not exactly what the spec describes."""
     wanted: dict[str, tuple[int, ...]] = {}
+    front = () if spec.get("members") is None else (int(spec["members"]),)
     width = math.prod(spec["input_shape"])
     for layer in spec["layers"]:
         name, network = layer["name"], layer_network(layer)
@@ -144,7 +157,8 @@ def _fit(path: Path, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
             raise RunError(f"{path}: {name} has activation {layer['activation']!r}; known: {', '.join(ACTIVATIONS)}")
         if network is None:
             kernel = arrays.get(f"{name}.kernel")
-            rows, cols = kernel.shape if kernel is not None and kernel.ndim == 2 else (-1, width)
+            matrix = kernel is not None and kernel.ndim == len(front) + 2
+            rows, cols = kernel.shape[-2:] if matrix else (-1, width)  # type: ignore[union-attr]
             wanted[f"{name}.kernel"] = (rows, cols)
         else:
             rows, cols = network.matrix_shape
@@ -158,7 +172,8 @@ def _fit(path: Path, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
         raise RunError(f"{path}: the last layer gives {width} outputs; expected {spec['classes']} classes")
     if set(wanted) != set(arrays):
         raise RunError(f"{path}: holds arrays {sorted(arrays)}; the model has {sorted(wanted)}")
-    for name, shape in wanted.items():
+    for name, own in wanted.items():
+        shape = (*front, *own)
         if arrays[name].shape != shape or arrays[name].dtype != np.float32:
             raise RunError(f"{path}: {name} is {arrays[name].dtype} {arrays[name].shape}; expected float32 {shape}")
         if not np.isfinite(arrays[name]).all():

@@ -59,13 +59,20 @@ def matvec(name, network, arrays, x):
 
 
 def logits(spec, arrays, x):
-    """One row of class scores for every input."""
+    """One row of class scores for every input; of a mixture, the log of the members' mean probability."""
     x = np.asarray(x, np.float32)
     size = math.prod(spec["input_shape"])
     if x.ndim < 1 or math.prod(x.shape[1:]) != size:
         raise ValueError(f"inputs have shape {x.shape}; expected (n, {', '.join(map(str, spec['input_shape']))})")
     x = x.reshape(len(x), size)
-    return np.concatenate([_logits(spec, arrays, x[k : k + BATCH]) for k in range(0, max(len(x), 1), BATCH)])
+    pieces = [x[k : k + BATCH] for k in range(0, max(len(x), 1), BATCH)]
+    if "members" not in spec:
+        return np.concatenate([_logits(spec, arrays, piece) for piece in pieces])
+    total = np.zeros((len(x), spec["classes"]))
+    for k in range(spec["members"]):
+        member = {name: array[k] for name, array in arrays.items()}
+        total += np.concatenate([softmax(_logits(spec, member, piece)) for piece in pieces])
+    return np.log(np.maximum(total / spec["members"], np.finfo(np.float64).tiny))
 
 
 def _logits(spec, arrays, x):
@@ -84,7 +91,11 @@ def _logits(spec, arrays, x):
 
 def probabilities(spec, arrays, x):
     """Softmax of the logits."""
-    z = logits(spec, arrays, x)
+    return softmax(logits(spec, arrays, x))
+
+
+def softmax(z):
+    """exp(z) over its sum, a row at a time."""
     z = np.exp(z - z.max(axis=1, keepdims=True))
     return z / z.sum(axis=1, keepdims=True)
 

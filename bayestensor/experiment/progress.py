@@ -17,6 +17,15 @@ class Progress(Protocol):
     def evaluated(self, record: dict[str, Any]) -> None:
         """After each evaluated epoch: the line that metrics.jsonl gets."""
 
+    def sampling(self, facts: dict[str, Any]) -> None:
+        """Before the sampling stage: engine, members (chains or particles), steps, draws, done."""
+
+    def sampled(self, steps: int) -> None:
+        """After each chunk of the sampling stage: steps that are done."""
+
+    def drawn(self, record: dict[str, Any]) -> None:
+        """After each chunk of draws: the line that sampling.jsonl gets."""
+
     def said(self, line: str) -> None:
         """Anything else worth a line."""
 

@@ -43,5 +43,5 @@ PRIORS: dict[str, type[Section]] = {
     "inverse_gamma": sections.InverseGamma,
     "gamma": sections.Gamma,
 }
-ENGINES: dict[str, type[Section]] = {"map": engines.Map}
+ENGINES = engines.ENGINES
 OPTIMIZERS = engines.OPTIMIZERS

@@ -7,26 +7,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from bayestensor import plots
 from bayestensor.errors import RunError
 from bayestensor.experiment import figures
+from bayestensor.experiment.cells import NOTHING, Cell, count, decimal, percent, plain, seconds, times
 from bayestensor.experiment.plates import Plate, comparison, plates
+from bayestensor.experiment.posterior_page import members, posterior, posterior_plates
 from bayestensor.experiment.run_record import RunRecord, read_run
 from bayestensor.files import write_atomically, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class Cell(NamedTuple):
-    """A number as it reads and as it is."""
-
-    text: str
-    value: Any = None
-
-
-NOTHING = Cell("–")
 
 
 def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
@@ -48,7 +41,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     if out is None:
         out = runs[0].path / "report.html" if len(runs) == 1 else runs[0].path.parent / "comparison.html"
     names = _distinct([run.name for run in runs])
-    with figures.style():
+    with plots.style():
         pages = [_page(run, name, f"r{k}") for k, (run, name) in enumerate(zip(runs, names, strict=True))]
         together = comparison(runs, names) if len(runs) > 1 else None
         shared = None if together is None else _drawn(together, "all")
@@ -79,7 +72,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 def _page(run: RunRecord, name: str, prefix: str) -> dict[str, Any]:
     """What the template shows of one run; writes its figures."""
     drawn = []
-    for plate in plates(run):
+    for plate in [*posterior_plates(run), *plates(run)]:
         _save_png(plate, run.path / "figures")
         drawn.append(_drawn(plate, prefix))
     return {
@@ -90,6 +83,7 @@ def _page(run: RunRecord, name: str, prefix: str) -> dict[str, Any]:
         "table": _size_and_quality(run),
         "ranks": list(_ranks(run)),
         "layers": _layers(run),
+        "posterior": posterior(run),
         "plates": drawn,
         "config": run.config,
         "manifest": list(_flat(run.manifest)),
@@ -109,9 +103,11 @@ def verdict(run: RunRecord) -> str:
     size = f"{final:,} parameters" if initial is None else f"{initial:,} → {final:,} parameters"
     said = size + ("" if factor is None else f" ({factor:.1f}× smaller than dense)")
     if accuracy is not None:
-        said += f" at {_percent(accuracy).text} test accuracy"
+        said += f" at {percent(accuracy).text} test accuracy"
+    if sampling := (run.summary or {}).get("sampling"):
+        said += f", by {sampling['engine'].upper()} with {members(sampling)} of {sampling['draws']} draws"
     if run.twin.get("test_accuracy") is not None:
-        said += f"; dense twin {_percent(run.twin['test_accuracy']).text}"
+        said += f"; dense twin {percent(run.twin['test_accuracy']).text}"
     if run.summary is None:
         said = f"Unfinished, after epoch {run.last.get('epoch', '?')}: {said}"
     return said + "."
@@ -142,21 +138,21 @@ def _size_and_quality(run: RunRecord) -> list[tuple[str, Cell, Cell, Cell]]:
         return label, form(twin.get(key)), form(before.get(key)), form(run.latest(key))
 
     rows = [
-        ("parameters", _count(dense), _count(initial), _count(final)),
-        ("bytes at 4 a parameter", *(_count(None if n is None else 4 * n) for n in (dense, initial, final))),
-        ("bytes of the model file", NOTHING, NOTHING, _count(summary.get("model_bytes"))),
+        ("parameters", count(dense), count(initial), count(final)),
+        ("bytes at 4 a parameter", *(count(None if n is None else 4 * n) for n in (dense, initial, final))),
+        ("bytes of the model file", NOTHING, NOTHING, count(summary.get("model_bytes"))),
         (
             "times smaller than dense",
             *(_factor(dense, n) for n in (dense, initial)),
-            _times(summary.get("compression")),
+            times(summary.get("compression")),
         ),
-        quality("test accuracy", "test_accuracy", _percent),
-        quality("test NLL (nats)", "test_nll", _decimal),
-        quality("test ECE", "test_ece", _decimal),
-        quality("test Brier score", "test_brier", _decimal),
-        ("training (s)", _seconds(twin.get("train_seconds")), NOTHING, _seconds(summary.get("train_seconds"))),
-        ("of that, compilation (s)", NOTHING, NOTHING, _seconds(summary.get("compile_seconds"))),
-        ("first step finished after (s)", NOTHING, NOTHING, _seconds(summary.get("first_step_seconds"))),
+        quality("test accuracy", "test_accuracy", percent),
+        quality("test NLL (nats)", "test_nll", decimal),
+        quality("test ECE", "test_ece", decimal),
+        quality("test Brier score", "test_brier", decimal),
+        ("training (s)", seconds(twin.get("train_seconds")), NOTHING, seconds(summary.get("train_seconds"))),
+        ("of that, compilation (s)", NOTHING, NOTHING, seconds(summary.get("compile_seconds"))),
+        ("first step finished after (s)", NOTHING, NOTHING, seconds(summary.get("first_step_seconds"))),
     ]
     return [row for row in rows if any(cell != NOTHING for cell in row[1:])]
 
@@ -165,7 +161,7 @@ def _ranks(run: RunRecord) -> Iterator[tuple[str, str, Cell, Cell]]:
     """Rows (layer, bond, start, now)."""
     for layer, bonds in (run.latest("ranks") or {}).items():
         for bond, rank in bonds.items():
-            yield layer, bond, _count(run.first_ranks.get(layer, {}).get(bond)), _count(rank)
+            yield layer, bond, count(run.first_ranks.get(layer, {}).get(bond)), count(rank)
 
 
 def _layers(run: RunRecord) -> list[tuple[str, str, list[Cell]]]:
@@ -174,58 +170,42 @@ def _layers(run: RunRecord) -> list[tuple[str, str, list[Cell]]]:
         (
             str(layer.get("name", k)),
             " × ".join(map(str, layer.get("shape") or [])),
-            [_count(layer.get(key)) for key in keys],
+            [count(layer.get(key)) for key in keys],
         )
         for k, layer in enumerate((run.summary or {}).get("layers") or [])
     ]
 
 
 _COMPARED = (
-    *("run", "seed", "temperature", "dense parameters", "parameters", "times smaller"),
-    *("test accuracy", "test NLL", "test ECE", "dense twin", "training (s)"),
+    *("run", "engine", "seed", "dense parameters", "parameters", "stored in all", "times smaller"),
+    *("test accuracy", "test NLL", "test ECE", "OOD AUROC", "dense twin", "training (s)"),
 )
 
 
 def _compared(runs: Sequence[RunRecord], names: Sequence[str]) -> list[tuple[str, list[Cell]]]:
     rows = []
     for run, name in zip(runs, names, strict=True):
-        seed, temperature = run.latest("seed"), run.latest("temperature")
+        seed, sampling = run.latest("seed"), (run.summary or {}).get("sampling") or {}
         cells = [
-            _plain(run.manifest.get("seed") if seed is None else seed),
-            _plain(temperature),
-            _count(run.latest("params_dense")),
-            _count(run.latest("params_final")),
-            _times(run.latest("compression")),
-            _percent(run.latest("test_accuracy")),
-            _decimal(run.latest("test_nll")),
-            _decimal(run.latest("test_ece")),
-            _percent(run.twin.get("test_accuracy")),
-            _seconds(run.latest("train_seconds")),
+            plain(sampling.get("engine") or ("map" if run.summary else None)),
+            plain(run.manifest.get("seed") if seed is None else seed),
+            count(run.latest("params_dense")),
+            count(run.latest("params_final")),
+            count(run.latest("params_stored") or run.latest("params_final")),
+            times(run.latest("compression")),
+            percent(run.latest("test_accuracy")),
+            decimal(run.latest("test_nll")),
+            decimal(run.latest("test_ece")),
+            decimal(run.latest("ood_auroc")),
+            percent(run.twin.get("test_accuracy")),
+            seconds(run.latest("train_seconds")),
         ]
         rows.append((name if run.summary is not None else f"{name} (unfinished)", cells))
     return rows
 
 
-def _plain(value: Any) -> Cell:
-    return NOTHING if value is None else Cell(str(value), value)
-
-
-def _formatted(form: str):
-    def cell(value: Any) -> Cell:
-        return NOTHING if value is None else Cell(form.format(value), value)
-
-    return cell
-
-
-_count = _formatted("{:,}")
-_percent = _formatted("{:.2%}")
-_decimal = _formatted("{:.4f}")
-_seconds = _formatted("{:.1f}")
-_times = _formatted("{:.1f}×")
-
-
 def _factor(dense: float | None, size: float | None) -> Cell:
-    return NOTHING if dense is None or not size else _times(dense / size)
+    return NOTHING if dense is None or not size else times(dense / size)
 
 
 def _flat(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
@@ -270,7 +250,7 @@ def inline_svg(figure: Figure, prefix: str) -> str:
 
     svg = re.sub(r' id="([^"]*)"', renamed, svg)
     svg = re.sub(r'(url\(|href=")#', rf"\1#{prefix}", svg)
-    inks = {figures.INK: "ink", figures.MUTED: "muted", figures.GRID: "grid"}
-    for colour, name in inks.items() | {colour: f"c{k}" for k, colour in enumerate(figures.PALETTE)}.items():
+    inks = {plots.INK: "ink", plots.MUTED: "muted", plots.GRID: "grid"}
+    for colour, name in inks.items() | {colour: f"c{k}" for k, colour in enumerate(plots.PALETTE)}.items():
         svg = svg.replace(colour, f"var(--{name})")
     return svg

@@ -21,6 +21,7 @@ class RunRecord:
         metrics: one record an evaluated epoch.
         summary: what the run came to; None while it goes on.
         twin_metrics: the same of the dense twin.
+        sampling: one record a chunk of draws.
     """
 
     path: Path
@@ -29,6 +30,7 @@ class RunRecord:
     metrics: list[dict[str, Any]]
     summary: dict[str, Any] | None
     twin_metrics: list[dict[str, Any]]
+    sampling: list[dict[str, Any]]
 
     @property
     def name(self) -> str:
@@ -82,6 +84,7 @@ def read_run(path: Path) -> RunRecord:
         metrics=_records(path / "metrics.jsonl"),
         summary=_object(path / "summary.json"),
         twin_metrics=_records(path / "twin" / "metrics.jsonl"),
+        sampling=_records(path / "sampling.jsonl"),
     )
 
 

@@ -36,6 +36,7 @@ def one_of(table: Mapping[str, type[Section]]) -> Any:
 class _Images(Section):
     validation: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the training data held out
     scaling: Literal["unit", "signed", "standard"] = "unit"
+    ood: Literal["digits", "mnist", "fashion_mnist"] | None = None  # strangers: are predictions on them less certain?
 
 
 class Digits(_Images):

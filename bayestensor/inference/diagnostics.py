@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from bayestensor.inference.draws import Draws
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def diagnose(
 
     Factors of a network have sign, scale and order to spare: two chains that agree on every prediction can have cores
     that never meet, and R-hat of raw cores means nothing. So there is no default: give what the model says, such as
-    predictions at a few inputs, slice norms in descending order, the noise level, the log density.
+    predictions at a few inputs, slice norms in descending order, the noise level, the log density: those that
+    `ranks.functionals.functionals` reads off a model's draws. Entries that are one constant throughout are passed over.
 
     Args:
         functionals: name -> [chain, draw, ...].
@@ -59,22 +62,24 @@ def diagnose(
         ess_limit: smallest effective sample size that passes.
 
     Raises:
-        ValueError: no functionals, fewer than 2 chains or 4 draws, or values that are not finite.
+        ValueError: no functionals, raw positions, fewer than 2 chains or 4 draws, or values that are not finite.
     """
+    _refuse_raw(functionals)
     values = {name: np.asarray(x) for name, x in functionals.items()}
     _check(values)
-    rhat = {name: float(_arviz("rhat", x, method="rank").max()) for name, x in values.items()}
-    bulk = {name: float(_arviz("ess", x, method="bulk").min()) for name, x in values.items()}
-    tail = {name: float(_arviz("ess", x, method="tail").min()) for name, x in values.items()}
+    values = {name: _moving(x) for name, x in values.items()}
+    rhat = {name: _worst("rhat", x, "rank", np.max) for name, x in values.items()}
+    bulk = {name: _worst("ess", x, "bulk", np.min) for name, x in values.items()}
+    tail = {name: _worst("ess", x, "tail", np.min) for name, x in values.items()}
     advice = [
         f"{name}: R-hat {r:.3f} is above {rhat_limit}: the chains disagree. Run longer, or start nearer the mode."
         for name, r in rhat.items()
-        if not r <= rhat_limit
+        if r > rhat_limit
     ]
     advice += [
         f"{name}: effective size {min(bulk[name], tail[name]):.0f} is under {ess_limit:.0f}. Draw more, or thin less."
         for name in values
-        if not min(bulk[name], tail[name]) >= ess_limit
+        if min(bulk[name], tail[name]) < ess_limit
     ]
     figures, more = _engine_figures(stats or {}, temperature)
     advice += more
@@ -97,6 +102,8 @@ def _engine_figures(stats: Mapping[str, np.ndarray], temperature: float) -> tupl
             f"gradient noise inflates the variance {figures['inflation']:.2f} times: smaller steps, larger batches, "
             "a control variate, or correct_noise"
         )
+    if figures.get("acceptance", 1.0) < 0.6:
+        advice.append(f"acceptance is {figures['acceptance']:.2f}: a longer burn_in, so that the step size fits")
     if figures.get("variance_ratio", 1.0) < 0.8:
         advice.append(f"particles have collapsed, variance ratio {figures['variance_ratio']:.2f}: noisy=True, or sghmc")
     if "nonfinite" in stats:
@@ -126,7 +133,27 @@ def _check(values: Mapping[str, np.ndarray]) -> None:
             raise ValueError(f"{name} holds {np.count_nonzero(~np.isfinite(x))} values that are not finite")
 
 
-def _arviz(function: str, x: np.ndarray, method: str) -> np.ndarray:
+def _refuse_raw(functionals: Any) -> None:
+    if isinstance(functionals, Draws) or any(isinstance(x, (Mapping, list, tuple)) for x in functionals.values()):
+        raise ValueError(
+            "these are raw positions: factors have sign, scale and order to spare, so their R-hat is meaningless. Give "
+            "what the model says: bayestensor.ranks.functionals.functionals(model, draws, data)"
+        )
+
+
+def _moving(x: np.ndarray) -> np.ndarray:
+    """[chain, draw, entries], those that are not one constant throughout: a rank that never moves has agreed."""
+    x = x.reshape(*x.shape[:2], -1)
+    return x[..., np.ptp(x, axis=(0, 1)) > 0]
+
+
+def _worst(function: str, x: np.ndarray, method: str, over: Callable[..., Any]) -> float:
+    """The largest R-hat, or the smallest effective size, of the entries; entries stuck in every chain are the worst."""
     import arviz  # takes a second to import
 
-    return np.asarray(getattr(arviz, function)(arviz.convert_to_dataset({"x": x}), method=method)["x"])
+    if not x.shape[2]:
+        return 1.0 if function == "rhat" else float(x.shape[0] * x.shape[1])
+    if (np.ptp(x, axis=1) == 0).all(axis=0).any():
+        return float("inf") if function == "rhat" else 1.0
+    values = getattr(arviz, function)(arviz.convert_to_dataset({"x": x}), method=method)["x"]
+    return float(over(np.asarray(values)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,8 +60,13 @@ class Draws:
         values = functionals if functionals is not None else _named(self.positions)
         return arviz.from_dict(posterior=values, sample_stats=self.stats or None)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, first: int = 0, of: int | None = None) -> None:
         """Writes an npz with a manifest of SHA-256 sums, atomically: an old file stays until the new one is whole.
+
+        Args:
+            path: the file; for one piece of a longer run, `piece_path(folder, first)`.
+            first: how many draws a chain came before these.
+            of: draws a chain in all pieces; these alone when None.
 
         Raises:
             ValueError: a draw is not finite.
@@ -70,7 +76,8 @@ class Draws:
         for name, value in arrays.items():
             if name.startswith("positions/") and not np.isfinite(value).all():
                 raise ValueError(f"{name} holds numbers that are not finite; draws are not written. Drop those chains.")
-        manifest = {"format": FORMAT, "sha256": {k: _digest(v) for k, v in arrays.items()}}
+        manifest: dict[str, Any] = {"format": FORMAT, "sha256": {k: _digest(v) for k, v in arrays.items()}}
+        manifest |= {"first": first, "of": first + self.shape[1] if of is None else of}
         path = Path(path)
         part = path.with_name(path.name + ".part")
         with open(part, "wb") as file:
@@ -84,25 +91,80 @@ class Draws:
         """Reads what `save` wrote and checks every sum.
 
         Args:
-            path: the file.
+            path: the file, or a folder of pieces (`piece_path`), or a run folder: `pruned/` if whole, else `draws/`.
             like: a position (any leaf shapes) whose tree structure the draws take; None: nested dicts by name.
 
         Raises:
-            ValueError: the file is damaged, not ours, or does not fit `like`.
+            ValueError: the file is damaged, not ours, or does not fit `like`; a piece is missing in the middle.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            manifest = json.loads(str(arrays.pop("manifest")))
-            if manifest["format"] != FORMAT or manifest["sha256"] != {k: _digest(v) for k, v in arrays.items()}:
-                raise ValueError("a checksum does not fit")
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # damage shows in many ways: zip, header, JSON, checksum
-            raise ValueError(f"{path} is damaged or holds no draws ({error}); take another copy") from error
+        path = Path(path)
+        if not path.is_dir():
+            arrays, _ = _read(path)
+        else:
+            arrays = _read_pieces(path)
         positions = {k.removeprefix("positions/"): v for k, v in arrays.items() if k.startswith("positions/")}
         stats = {k.removeprefix("stats/"): v for k, v in arrays.items() if k.startswith("stats/")}
         return Draws(_nested(positions) if like is None else _as_tree(positions, like), stats)
+
+    @staticmethod
+    def concatenate(pieces: Sequence[Draws]) -> Draws:
+        """Pieces of one run, one after the other."""
+        if not pieces:
+            raise ValueError("no pieces to concatenate; give at least one")
+        join = lambda *x: np.concatenate(x, axis=1)  # noqa: E731
+        positions = jax.tree.map(join, *(piece.positions for piece in pieces))
+        return Draws(positions, jax.tree.map(join, *(piece.stats for piece in pieces)))
+
+
+def piece_path(folder: str | Path, first: int) -> Path:
+    """Where the piece of a run that starts with draw `first` of every chain lies; names sort like draws."""
+    return Path(folder) / f"draws-{first:09d}.npz"
+
+
+def whole(folder: str | Path) -> bool:
+    """Whether a folder holds every piece of its run; damage is not looked for."""
+    paths = sorted(Path(folder).glob("draws-*.npz"))
+    if not paths:
+        return False
+    with np.load(paths[-1], allow_pickle=False) as file:
+        manifest = json.loads(str(file["manifest"]))
+        digest = next(name for name in file.files if name != "manifest")
+        return bool(manifest["first"] + file[digest].shape[1] == manifest["of"])
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of one file, every sum checked, and its manifest."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        manifest = json.loads(str(arrays.pop("manifest")))
+        if manifest["format"] != FORMAT or manifest["sha256"] != {k: _digest(v) for k, v in arrays.items()}:
+            raise ValueError("a checksum does not fit")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damage shows in many ways: zip, header, JSON, checksum
+        raise ValueError(f"{path} is damaged or holds no draws ({error}); take another copy") from error
+    return arrays, manifest
+
+
+def _read_pieces(folder: Path) -> dict[str, np.ndarray]:
+    if not any(folder.glob("draws-*.npz")):
+        folder = folder / "pruned" if whole(folder / "pruned") else folder / "draws"
+    pieces, done, of = [], 0, 0
+    for path in sorted(folder.glob("draws-*.npz")):
+        arrays, manifest = _read(path)
+        if manifest["first"] != done:
+            raise ValueError(f"{path} starts with draw {manifest['first']}; draw {done} is missing: take another copy")
+        done, of = done + next(iter(arrays.values())).shape[1], manifest["of"]
+        pieces.append(arrays)
+    if not pieces:
+        raise FileNotFoundError(f"{folder}: no draws here; a sampled run writes draws/draws-*.npz")
+    if done < of:
+        warnings.warn(
+            f"{folder} holds {done} of {of} draws a chain: its run has not finished, or files are missing",
+            stacklevel=3,
+        )
+    return {name: np.concatenate([arrays[name] for arrays in pieces], axis=1) for name in pieces[0]}
 
 
 def _name(path) -> str:

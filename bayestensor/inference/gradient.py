@@ -103,23 +103,62 @@ def estimator(posterior: Posterior, centre: Centre | None = None) -> Callable[[P
         size = batch_size(batch)
         share = size / posterior.num_data  # of the data in the batch
         prior, prior_gradient = jax.value_and_grad(posterior.log_prior)(position)
-        if size == 1 and share >= 1:
+        if size == 1:
+            if share < 1:
+                raise ValueError("a batch of 1 datum has no gradient noise to measure: take 2 or more, or all data")
             value, likelihood_gradient, _ = half_with_control(position, batch)
             gradient = jax.tree.map(jnp.add, prior_gradient, likelihood_gradient)
             zeros = jax.tree.map(jnp.zeros_like, gradient)
             return Estimate(prior + value, gradient, zeros, jax.tree.map(jnp.square, gradient))
-        if size % 2:
-            raise ValueError(
-                f"the batch holds {size} data; its gradient noise is measured between two halves: use an even batch"
-            )
-        halves = jax.tree.map(lambda x: x.reshape(size // 2, 2, *x.shape[1:]), batch)  # neighbours: [pair, half]
+        even = size - size % 2
+        halves = jax.tree.map(lambda x: x[:even].reshape(even // 2, 2, *x.shape[1:]), batch)  # neighbours: [pair, half]
         values, raw, controlled = jax.vmap(half_with_control, (None, 1))(position, halves)
-        gradient = jax.tree.map(lambda g0, g: g0 + g.mean(0), prior_gradient, controlled)
+        value, likelihood_gradient = values.mean(), jax.tree.map(lambda g: g.mean(0), controlled)
+        if size % 2:  # the odd one out counts in the gradient, not in the noise
+            last_value, _, last = half_with_control(position, jax.tree.map(lambda x: x[even:], batch))
+            value += (last_value - value) / size
+            likelihood_gradient = jax.tree.map(lambda g, one: g + (one - g) / size, likelihood_gradient, last)
+        gradient = jax.tree.map(jnp.add, prior_gradient, likelihood_gradient)
         noise = jax.tree.map(lambda g: max(1 - share, 0.0) * jnp.square(g[0] - g[1]) / 4, controlled)
         curvature = jax.tree.map(lambda g0, g: g0**2 + share * jnp.square(g[0] - g[1]) / 4, prior_gradient, raw)
         if share >= 1:
             curvature = jax.tree.map(lambda c, g: c + g**2, curvature, gradient)
-        return Estimate(prior + values.mean(), gradient, noise, curvature)
+        return Estimate(prior + value, gradient, noise, curvature)
+
+    return estimate
+
+
+def cond_together(yes: Callable, no: Callable) -> Callable:
+    """`lax.cond(due, yes, no, *args)` as a function of (due, *args), where chains under vmap share one decision.
+
+    A decision that differs between them would cost both branches at every step; so `yes` is taken if any is due, and
+    both branches must be right at any time.
+    """
+
+    @custom_vmap
+    def chosen(due, *args):
+        return jax.lax.cond(due, yes, no, *args)
+
+    @chosen.def_vmap
+    def side_by_side(size, batched, due, *args):
+        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched[1:]))
+        both = (jax.vmap(branch, axes, axis_size=size) for branch in (yes, no))
+        out = jax.lax.cond(jnp.any(due), *both, *args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return chosen
+
+
+def plain_estimator(posterior: Posterior, centre: Centre | None = None) -> Callable[[Position, Batch], Estimate]:
+    """Builds `estimate(position, batch)` as `estimator` does, noise and curvature left at 0."""
+    half = _halves(posterior, centre)
+
+    def estimate(position: Position, batch: Batch) -> Estimate:
+        prior, prior_gradient = jax.value_and_grad(posterior.log_prior)(position)
+        value, _, controlled = half(position, batch)
+        gradient = jax.tree.map(jnp.add, prior_gradient, controlled)
+        zeros = jax.tree.map(jnp.zeros_like, gradient)
+        return Estimate(prior + value, gradient, zeros, zeros)
 
     return estimate
 
@@ -129,30 +168,9 @@ def sparing_estimator(
 ) -> Callable[[Scalar, Position, Batch], Estimate]:
     """Builds `estimate(due, position, batch)`: as `estimator` where `due`, else noise and curvature are 0.
 
-    Two half batches cost more than a whole one where a layer's weight is formed from its factors. Chains under vmap
-    share one decision (due if any is), since one that differs between them would cost both branches at every step.
+    Two half batches cost more than a whole one where a layer's weight is formed from its factors.
     """
-    measured, half = estimator(posterior, centre), _halves(posterior, centre)
-
-    def plain(position: Position, batch: Batch) -> Estimate:
-        prior, prior_gradient = jax.value_and_grad(posterior.log_prior)(position)
-        value, _, controlled = half(position, batch)
-        gradient = jax.tree.map(jnp.add, prior_gradient, controlled)
-        zeros = jax.tree.map(jnp.zeros_like, gradient)
-        return Estimate(prior + value, gradient, zeros, zeros)
-
-    @custom_vmap
-    def estimate(due: Scalar, position: Position, batch: Batch) -> Estimate:
-        return jax.lax.cond(due, measured, plain, position, batch)
-
-    @estimate.def_vmap
-    def side_by_side(size, batched, due, position, batch):
-        del size
-        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched[1:]))
-        out = jax.lax.cond(jnp.any(due), jax.vmap(measured, axes), jax.vmap(plain, axes), position, batch)
-        return out, jax.tree.map(lambda _: True, out)
-
-    return estimate
+    return cond_together(estimator(posterior, centre), plain_estimator(posterior, centre))
 
 
 def running_mean(mean: Position, value: Position, count: Scalar) -> Position:
@@ -180,14 +198,16 @@ def normals(key: Key[Array, ""], like: Position, sd: float = 1.0) -> Position:
 
 
 def preconditioner(curvature: Array, least: Array, steps: Scalar) -> Array:
-    """`max(curvature, least)^(-1/2)`, for one leaf.
+    """`min(max(curvature, least)^(-1/2), 1.1^steps)`, for one leaf.
 
-    A few squared gradients say little, so at first they are mixed with their leaf's mean.
+    A few squared gradients say little, so at first they are mixed with their leaf's mean, and the scale is at most 1:
+    at a mode gradients vanish, and 1 / 0 would throw the chain to where squared gradients are large and hold it there.
     """
     prior = 10 / (steps + 10)
     smooth = (1 - prior) * curvature + prior * curvature.mean()
     smallest = jnp.finfo(curvature.dtype).tiny ** 0.5
-    return jax.lax.rsqrt(jnp.maximum(jnp.maximum(smooth, least), smallest))
+    scale = jax.lax.rsqrt(jnp.maximum(jnp.maximum(smooth, least), smallest))
+    return jnp.minimum(scale, (1.1**steps).astype(scale.dtype))
 
 
 def require_proper(posterior: Posterior, engine: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from bayestensor.inference.gradient import batch_size as length
 from bayestensor.inference.parallel import Parallel, over
 from bayestensor.inference.svgd import collapse_warning
 from bayestensor.typing import Array, Batch, Int, Key, Position
+
+Prepare = Callable[[Key[Array, ""], Batch], Batch]
 
 
 class Run(NamedTuple):
@@ -81,6 +83,7 @@ def stream(
     batch_size: int | None = None,
     chunk: int = 100,
     parallel: Parallel = "auto",
+    prepare: Prepare | None = None,
 ) -> Iterator[Chunk]:
     """Yields `draws` draws a chain, one every `thin` steps, `chunk` at a time: memory holds one chunk.
 
@@ -93,12 +96,13 @@ def stream(
         batch_size: data a step; None for all.
         chunk: draws between two visits to the host.
         parallel: chains by "vmap" or by "map" (`lax.map`); "auto" chooses by platform.
+        prepare: what becomes of each batch before the engine sees it (scaling, augmentation).
     """
     size = _size(data, batch_size)
     for first in range(0, draws, chunk):
         count = min(chunk, draws - first)
         steps = np.where(np.arange(chunk) < count, thin, 0)  # a short last chunk runs the same program
-        run, out = _advance(run, data, steps, engine=engine, size=size, parallel=parallel)
+        run, out = _advance(run, data, steps, engine=engine, size=size, parallel=parallel, prepare=prepare)
         positions, info = jax.tree.map(lambda x: np.asarray(x[:, :count]), out)  # noqa: B023
         yield Chunk(positions, info, run)
 
@@ -112,10 +116,12 @@ def skip(
     batch_size: int | None = None,
     chunk: int = 100,
     parallel: Parallel = "auto",
+    prepare: Prepare | None = None,
 ) -> Run:
     """Takes steps and keeps no draw, by the program that `stream` with the same settings has compiled or will."""
     spread = np.diff(np.linspace(0, steps, chunk + 1).astype(int))
-    return _advance(run, data, spread, engine=engine, size=_size(data, batch_size), parallel=parallel)[0]
+    size = _size(data, batch_size)
+    return _advance(run, data, spread, engine=engine, size=size, parallel=parallel, prepare=prepare)[0]
 
 
 def _size(data: Batch, batch_size: int | None) -> int:
@@ -125,17 +131,30 @@ def _size(data: Batch, batch_size: int | None) -> int:
     return size
 
 
-@partial(jax.jit, static_argnames=("engine", "size", "parallel"))
+@partial(jax.jit, static_argnames=("engine", "size", "parallel", "prepare"))
 def _advance(
-    run: Run, data: Batch, steps: Int[Array, "draws"], *, engine: Engine, size: int, parallel: Parallel
+    run: Run,
+    data: Batch,
+    steps: Int[Array, "draws"],
+    *,
+    engine: Engine,
+    size: int,
+    parallel: Parallel,
+    prepare: Prepare | None,
 ) -> tuple[Run, tuple[Position, Any]]:
     """One draw after each of the given numbers of steps: the run after them, (positions, info) [chain, draw, ...]."""
     ends = run.steps + jnp.cumsum(steps)
 
+    def batch_of(key):
+        if prepare is None:
+            return draw_batch(key, data, size)
+        batch_key, prepare_key = jax.random.split(key)
+        return prepare(prepare_key, draw_batch(batch_key, data, size))
+
     def chain(state, key):
         def step(t, carry):
             batch_key, step_key = jax.random.split(jax.random.fold_in(key, t))
-            return engine.step(step_key, carry[0], draw_batch(batch_key, data, size))
+            return engine.step(step_key, carry[0], batch_of(batch_key))
 
         info = jax.eval_shape(lambda state: step(0, (state, None))[1], state)
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), info)

@@ -12,8 +12,10 @@ from bayestensor.inference.base import Engine, Posterior, all_finite
 from bayestensor.inference.gradient import (
     Centre,
     Estimate,
+    cond_together,
     mean_over_coordinates,
     normals,
+    plain_estimator,
     preconditioner,
     require_proper,
     running_mean,
@@ -26,7 +28,7 @@ class State(NamedTuple):
     """Attributes:
     position: x.
     momentum: u, in units of `1 / scale`: N(0, temperature) at stationarity.
-    scale: preconditioner, an estimate of each coordinate's posterior sd; frozen after burn-in.
+    scale: preconditioner, an estimate of each coordinate's posterior sd; 0 until measured, frozen after burn-in.
     curvature: running mean of the curvature; frozen after burn-in.
     noise: running mean of the gradient's variance over batches.
     measured: how often curvature and noise have been measured.
@@ -98,9 +100,12 @@ def sghmc(
     `1 - noise_share`. B is measured inside every batch, hence batches are to be drawn afresh at every step, without
     replacement within one (`sample` does); epochs anticorrelate the noise and the correction then overshoots.
 
+    A conditional draw comes in the middle of the kick, where u knows nothing of x (elsewhere it would bias both by
+    O(h)), and takes a second gradient for the other half.
+
     During the first `burn_in` steps `scale = curvature^(-1/2)`, with curvature the running Fisher information
     (`gradient.estimator`), so that h is in posterior standard deviations; then it is frozen, and the chain has no
-    memory but its state. It is never so long that c would be negative.
+    memory but its state. It is never so long that c would be negative. The first step only measures.
 
     Args:
         posterior: the target; proper.
@@ -121,12 +126,14 @@ def sghmc(
     """
     require_proper(posterior, "SGHMC")
     _check(posterior, step_size, friction, temperature, burn_in, cycle, noise_share, measure_every, conditional_every)
-    estimate, update = sparing_estimator(posterior, centre), posterior.conditional_update
+    estimate, again = sparing_estimator(posterior, centre), plain_estimator(posterior, centre)
+    adapts = precondition and burn_in > 0
 
     def init(key: Key[Array, ""], position: Position) -> State:
         zeros = jax.tree.map(jnp.zeros_like, position)
         momentum = normals(key, position, math.sqrt(temperature))
-        scale = jax.tree.map(jnp.ones_like, position)
+        # nothing moves before the curvature is known: one step at scale 1 would leave a mode 1/1000 wide for good
+        scale = jax.tree.map(jnp.zeros_like if adapts else jnp.ones_like, position)
         return State(position, momentum, scale, zeros, zeros, jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
     def step(key: Key[Array, ""], state: State, batch: Batch) -> tuple[State, Info]:
@@ -140,16 +147,18 @@ def sghmc(
         xi = normals(noise_key, position)
         momentum = jax.tree.map(refresh, state.momentum, xi, c, share)
         position = _drift(position, momentum, state.scale, h)
-        if conditional_every is not None and update is not None:
-            due = state.step % conditional_every == 0
-            position = jax.lax.cond(due, update, lambda _, x: x, update_key, position)
         due = (state.step < burn_in) | (state.step % measure_every == 0)
         now = estimate(due, position, batch)
-        middle = _kick(momentum, now.gradient, state.scale, h / 2)
+        scale, curvature, noise = adapt(state, now, due)
+        middle = _kick(momentum, now.gradient, scale, h / 2)
+        if conditional_every is not None:
+            position, now = redraw(state.step % conditional_every == 0, update_key, position, batch, now)
         moved = State(
-            position,
-            _kick(middle, now.gradient, state.scale, h_next / 2),
-            *adapt(state, now, due),
+            position=position,
+            momentum=_kick(middle, now.gradient, scale, h_next / 2),
+            scale=scale,
+            curvature=curvature,
+            noise=noise,
             measured=state.measured + due,
             step=state.step + 1,
             nonfinite=state.nonfinite,
@@ -173,6 +182,14 @@ def sghmc(
         )
         return new, info
 
+    def redrawn(key, position, batch, now: Estimate) -> tuple[Position, Estimate]:
+        """A draw by the posterior's own update, and what the batch says there."""
+        assert posterior.conditional_update is not None  # _check
+        position = posterior.conditional_update(key, position)
+        return position, again(position, batch)
+
+    redraw = cond_together(redrawn, lambda key, position, batch, now: (position, now))
+
     def size_at(step):
         return step_size if cycle is None else step_size * (1 + jnp.cos(jnp.pi * (step % cycle) / cycle)) / 2
 
@@ -192,7 +209,7 @@ def sghmc(
     def adapt(state: State, now: Estimate, due: Scalar) -> tuple[Position, Position, Position]:
         means = running_mean((state.curvature, state.noise), (now.curvature, now.noise), state.measured)
         curvature, noise = jax.tree.map(lambda a, b: jnp.where(due, a, b), means, (state.curvature, state.noise))
-        if not precondition or burn_in == 0:
+        if not adapts:
             return state.scale, state.curvature, noise
         least = step_size**2 / (4 * noise_share * temperature) if correct_noise else 0.0
         scale = jax.tree.map(lambda v, b: preconditioner(v, least * b, state.measured), curvature, noise)
@@ -223,6 +240,9 @@ def _check(posterior, step_size, friction, temperature, burn_in, cycle, noise_sh
         if steps is not None and steps < 1:
             raise ValueError(f"{name} = {steps}; a positive number of steps is needed")
     if conditional_every is not None and posterior.conditional_update is None:
-        raise ValueError("conditional_every is set, but this posterior has no conditional_update: leave it None")
+        raise ValueError(
+            "conditional_every is set, but this posterior has no conditional_update: leave it None (scales then move "
+            "by gradient), take noncentred(model, num_data).posterior, or a prior that has_conditional"
+        )
     if conditional_every is not None and temperature != 1:
         raise ValueError(f"conditional draws have temperature 1, the chain {temperature}: set one of them back")

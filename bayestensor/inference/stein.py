@@ -59,7 +59,7 @@ def interact(
     gradients: Position,
     xi: Position | None = None,
     frozen: tuple[Scalar, list[Array]] | None = None,
-    temperature: float = 1.0,
+    temperature: float | Scalar = 1.0,
 ) -> Interaction:
     """The RBF direction (Liu and Wang 2016) of every group, by two matrix products:
 
@@ -98,7 +98,7 @@ def interact(
 
 
 def affine(
-    particles: Position, gradients: Position, xi: Float[Array, "n n"], temperature: float
+    particles: Position, gradients: Position, xi: Float[Array, "n n"], temperature: float | Scalar
 ) -> tuple[Position, Position]:
     """Drift and noise of the affine-invariant interacting Langevin dynamics (Garbuno-Inigo, Nuesken, Reich 2020):
 
@@ -118,7 +118,7 @@ def affine(
     return jax.tree.unflatten(tree, drift), jax.tree.unflatten(tree, noise)
 
 
-def _one_group(parts: Sequence[list[Float[Array, "n d"]]], fixed: Any, temperature: float) -> list:
+def _one_group(parts: Sequence[list[Float[Array, "n d"]]], fixed: Any, temperature: float | Scalar) -> list:
     """(x, g[, xi]) of a group's leaves -> drift[, noise], h^2, mean row sum of K."""
     means, g = [mean_particle(x) for x in parts[0]], parts[1]
     gram = sum(_gram(x, m) for x, m in zip(parts[0], means, strict=True))

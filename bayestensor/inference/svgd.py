@@ -61,7 +61,7 @@ class Info(NamedTuple):
         (Stein's identity), the ratio of variances for an isotropic Gaussian, near 0 for collapsed particles.
     collapsed: whether `variance_ratio` is below 0.8 after burn-in.
     inflation: variance of the particles over the posterior's, as predicted from the measured gradient noise.
-    noise_share: share of the random force that the batches supply.
+    noise_share: share of a particle's variance that the batches supply.
     particles: n.
     dimension: d.
     adapting: whether this step belongs to burn-in.
@@ -103,8 +103,8 @@ def svgd(
 
     The second line is `stein.affine`: mixing does not wait for the worst direction. As e goes to 0 the stationary law
     is p^(1/T) for every particle, in any dimension and with any kernel. `scale`, the bandwidths, `mass` and `sweep` are
-    adapted during `burn_in` steps and then frozen, since the law holds for fixed ones. `scale` is as in SGHMC, reduced
-    so that batches supply at most `noise_share` of the random force; xi is scaled down by what they supply.
+    adapted during `burn_in` steps and then frozen, since the law holds for fixed ones. `scale` is as in SGHMC, it and
+    `sweep` reduced so that batches supply at most `noise_share` of a particle's variance; T is lowered by that share.
 
     With `noisy=False` the same direction over n, `(K g + T div K) / n`, goes to the optimiser: the published algorithm,
     whose spread collapses as d grows with one kernel over everything ("all").
@@ -119,7 +119,7 @@ def svgd(
         optimiser: any optax optimiser; only without noise.
         temperature: T; 1 is the posterior.
         burn_in: steps that adapt; drop their draws.
-        noise_share: largest share of the random force that batches may supply.
+        noise_share: largest share of a particle's variance that batches may supply.
         measure_every: steps between two measurements of the noise; every step of burn-in takes one.
         parallel: gradients of the particles by "vmap", by "map" (`lax.map`), or as the platform prefers.
 
@@ -163,9 +163,9 @@ def svgd(
         due = (state.step < burn_in) | (state.step % measure_every == 0)
         each = over(lambda x: estimate(due, x, batch) if noisy else gradient(x, batch), parallel)(state.particles)
         log_density, g = each[:2]
-        share = jax.tree.map(lambda s, b: step_size * s**2 * b / (2 * temperature), state.scale, state.noise)
         ratio = _variance_ratio(state.particles, g) / temperature
-        moved = (with_noise(key, state, each, share, due) if noisy else without_noise(state, g))._replace(
+        measured, share = measure(state, each, due) if noisy else (state, None)
+        moved = (with_noise(key, measured, each, share) if noisy else without_noise(state, g))._replace(
             variance_ratio=running_mean(state.variance_ratio, ratio, state.step - state.nonfinite)
         )
         finite = all_finite((moved.particles if noisy else g, log_density))
@@ -188,24 +188,45 @@ def svgd(
         )
         return new, info
 
-    def with_noise(key, state, each, share, due) -> State:
+    def measure(state, each, due) -> tuple[State, Position]:
+        """The state with this step's noise and curvature (in burn-in with the scale they give), and the batches' share.
+
+        The scale is used at once: one step at scale 1 would leave a mode 1/1000 wide for good.
+        """
+        adapting, steps = state.step < burn_in, state.step - state.nonfinite
+        now = jax.tree.map(lambda a: a.mean(0), (each.noise, each.curvature))
+        noise = running_mean(state.noise, now[0], state.measured)
+        noise = jax.tree.map(lambda a, b: jnp.where(due, a, b), noise, state.noise)
+        curvature = running_mean(state.curvature, now[1], steps)
+        least = step_size / (noise_share * temperature)  # half of the share; the sweep may take the other
+        scale = jax.tree.map(lambda v, b: preconditioner(v, least * b, steps), curvature, noise)
+        kept = jax.tree.map(lambda a, b: jnp.where(adapting, a, b), (scale, curvature), (state.scale, state.curvature))
+        share = jax.tree.map(
+            lambda x, s, b: step_size * (s**2 + state.sweep * x.var(0)) * b / (2 * temperature),
+            state.particles,
+            kept[0],
+            noise,
+        )
+        new = state._replace(scale=kept[0], curvature=kept[1], noise=noise, measured=state.measured + due)
+        return new, share
+
+    def with_noise(key, state, each, share) -> State:
         members = groups(kernel, posterior, state.scale)
         adapting, steps = state.step < burn_in, state.step - state.nonfinite
-        noise = running_mean(state.noise, jax.tree.map(lambda b: b.mean(0), each.noise), state.measured)
-        noise = jax.tree.map(lambda a, b: jnp.where(due, a, b), noise, state.noise)
-        curvature = running_mean(state.curvature, jax.tree.map(lambda v: v.mean(0), each.curvature), steps)
-        least = step_size / (2 * noise_share * temperature)
-        scale = jax.tree.map(lambda v, b: preconditioner(v, least * b, steps), curvature, noise)
-
         xi_key, sweep_key = jax.random.split(key)
         n = jax.tree.leaves(state.particles)[0].shape[0]
         z = jax.tree.map(lambda x, s: x / s, state.particles, state.scale)
         g = jax.tree.map(lambda g, s: g * s, each.gradient, state.scale)
-        xi = jax.tree.map(lambda xi, s: jnp.sqrt(jnp.maximum(1 - s, 0.0)) * xi, normals(xi_key, z), share)
-        now = interact(members, kernel, z, g, xi, (~adapting, state.bandwidth) if burn_in else None, temperature)
+        left = temperature * jnp.maximum(1 - mean_over_coordinates(share), 0.0)  # the batches bring the rest
+        frozen = (~adapting, state.bandwidth) if burn_in else None
+        now = interact(members, kernel, z, g, normals(xi_key, z), frozen, left)
         mass = jax.tree.map(lambda a, b: jnp.where(adapting | (burn_in == 0), a, b), now.mass, state.mass)
         mass = per_leaf(members, kernel, mass, state.scale)
-        swept = affine(z, g, normals(sweep_key, jnp.zeros((n, n), each.log_density.dtype)), temperature)
+        swept = affine(z, g, normals(sweep_key, jnp.zeros((n, n), each.log_density.dtype)), left)
+
+        def stride(rate, drift, noise):
+            return rate * drift + jnp.sqrt(2 * rate * left) * noise
+
         particles = jax.tree.map(
             lambda x, s, m, *to: x + s * (stride(step_size / m, *to[:2]) + stride(step_size * state.sweep, *to[2:])),
             state.particles,
@@ -215,23 +236,17 @@ def svgd(
             now.noise,
             *swept,
         )
-        before = (state.scale, state.curvature, state.bandwidth, state.mass, state.sweep)
-        averages = running_mean(before[2:], (now.bandwidth, now.mass, sweep(z, share)), steps)
-        after = (scale, curvature, *averages)
-        kept = jax.tree.map(lambda a, b: jnp.where(adapting, a, b), after, before)
-        names = ("scale", "curvature", "bandwidth", "mass", "sweep")
-        return state._replace(
-            particles=particles, noise=noise, measured=state.measured + due, **dict(zip(names, kept, strict=True))
-        )
+        before = (state.bandwidth, state.mass, state.sweep)
+        averages = running_mean(before, (now.bandwidth, now.mass, sweep(state)), steps)
+        widths, masses, strength = jax.tree.map(lambda a, b: jnp.where(adapting, a, b), averages, before)
+        return state._replace(particles=particles, bandwidth=widths, mass=masses, sweep=strength)
 
-    def sweep(z, share) -> Scalar:
-        """At most 1, n / d (a particle is pulled with force d / n) and what keeps the batches' share in bounds."""
-        n = jax.tree.leaves(z)[0].shape[0]
-        batches = mean_over_coordinates(jax.tree.map(lambda z, s: z.var(0) * s, z, share))
-        return jnp.minimum(min(1.0, n * n / coordinates(z)), noise_share / jnp.maximum(batches, 1e-30))
-
-    def stride(rate, drift, noise):
-        return rate * drift + jnp.sqrt(2 * rate * temperature) * noise
+    def sweep(state) -> Scalar:
+        """At most 1, n / d (a particle is pulled with force d / n) and what brings the batches' share to its bound."""
+        n = jax.tree.leaves(state.particles)[0].shape[0]
+        forces = jax.tree.map(lambda x, b: x.var(0) * step_size * b / (2 * temperature), state.particles, state.noise)
+        batches = jnp.maximum(mean_over_coordinates(forces), 1e-30)
+        return jnp.minimum(min(1.0, n * n / coordinates(state.particles)), noise_share / 2 / batches)
 
     def without_noise(state, g) -> State:
         one = jax.tree.map(lambda x: x[0], state.particles)
@@ -265,7 +280,7 @@ def _check(noisy, step_size, optimiser, temperature, burn_in, noise_share, measu
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} = {value}; a positive number is needed")
     if not 0 < noise_share < 1:
-        raise ValueError(f"noise_share = {noise_share}; it is a share of the random force, between 0 and 1")
+        raise ValueError(f"noise_share = {noise_share}; it is a share of the variance, between 0 and 1")
     if burn_in < 0:
         raise ValueError(f"burn_in = {burn_in}; a number of steps, 0 or more, is needed")
     if measure_every < 1:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from bayestensor.inference.base import Posterior
 from bayestensor.models.likelihoods import Likelihood
-from bayestensor.models.shrinkage import initial_log_scales, log_prior_cores, log_prior_scales, mode_scales
+from bayestensor.models.shrinkage import (
+    clip_scales,
+    initial_log_scales,
+    log_prior_cores,
+    log_prior_scales,
+    mode_scales,
+)
 from bayestensor.nn.weight import TensorWeight
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.network import Factored, Network, fitted
@@ -81,17 +85,43 @@ class NeuralModel:
             for name, kernel in self.kernels.items()
         }
 
+    @property
+    def networks(self) -> dict[str, Network]:
+        """Layer -> network as declared."""
+        return {name: kernel.network for name, kernel in self.kernels.items()}
+
+    @property
+    def variances(self) -> dict[str, float]:
+        """Layer -> sigma_core^2."""
+        return {name: kernel.variance for name, kernel in self.kernels.items()}
+
+    def log_scales(self, position: Position) -> dict[str, dict[str, Array]]:
+        """Layer -> bond -> log v."""
+        return position["log_scales"]
+
+    def with_tensors(self, position: Position, cores: Mapping[str, Any], log_scales: Mapping[str, Any]) -> Position:
+        """The position with other cores (layer -> name -> leaf) and log scales (layer -> bond -> leaf)."""
+        weights = jax.tree.map(lambda x: x, position["weights"])
+        for name, kernel in self.kernels.items():
+            _at(weights, kernel.path)["cores"] = dict(cores[name])
+        return position | {"weights": weights, "log_scales": {name: dict(log_scales[name]) for name in self.kernels}}
+
     def apply(self, position: Position, x: Array) -> Array:
         """The model's outputs."""
         return self.module(position)(x)
 
     def log_prior(self, position: Position) -> Scalar:
         """Cores and scales of every network, normal elsewhere, and the likelihood's own parameters."""
-        total = self.likelihood.log_prior(position["likelihood"])
+        total = self.log_prior_outside(position)
         for name, tensor in self.tensors(position).items():
             log_scales = position["log_scales"][name]
             total += log_prior_cores(tensor, log_scales, self.kernels[name].variance)
             total += log_prior_scales(self.priors[name], log_scales)
+        return total
+
+    def log_prior_outside(self, position: Position) -> Scalar:
+        """The part of the log prior that is neither of cores nor of scales."""
+        total = self.likelihood.log_prior(position["likelihood"])
         for leaf in self._free(position):
             total += jax.scipy.stats.norm.logpdf(leaf, 0.0, self.weight_sd).sum()
         return total
@@ -122,10 +152,7 @@ class NeuralModel:
 
         The joint density of cores and scales is unbounded as both go to 0 under some priors: a mode needs a floor.
         """
-        clipped = {}
-        for name, bonds in position["log_scales"].items():
-            low, high = self.priors[name].support
-            clipped[name] = {b: jnp.clip(v, max(low, math.log(floor)), high) for b, v in bonds.items()}
+        clipped = {name: clip_scales(self.priors[name], bonds, floor) for name, bonds in position["log_scales"].items()}
         return position | {"log_scales": clipped}
 
     def cuts(self, position: Position, keep: Mapping[str, Mapping[str, np.ndarray]]) -> Any:

@@ -20,6 +20,15 @@ def initial_log_scales(network: Network) -> dict[str, Array]:
     return {bond: jnp.zeros(size) for bond, size in network.ranks.items()}
 
 
+def log_variance(network: Network, name: str, log_scales: LogScales, variance: float) -> Array:
+    """`log(sigma_core^2 * product of v_b over shrunk_by)` of a core's entries, axes as its legs (1 where constant)."""
+    core = network.core[name]
+    total = jnp.full((1,) * len(core.legs), math.log(variance))  # weakly typed: it takes the type of the scales
+    for bond in network.shrunk_by(name):
+        total = total + log_scales[bond][tuple(slice(None) if leg == bond else None for leg in core.legs)]
+    return total
+
+
 def log_prior_cores(tensor: Factored, log_scales: LogScales, variance: float) -> Scalar:
     """`sum over core entries of log N(entry; 0, sigma_core^2 * product of v_b over shrunk_by)`.
 
@@ -31,11 +40,7 @@ def log_prior_cores(tensor: Factored, log_scales: LogScales, variance: float) ->
     network = tensor.network
     total = jnp.asarray(0.0)  # weakly typed: the sum takes the type of the cores
     for core in network.cores:
-        entries = tensor.cores[core.name]
-        log_v = jnp.full((1,) * entries.ndim, math.log(variance), entries.dtype)
-        for bond in network.shrunk_by(core.name):
-            axes = [slice(None) if leg == bond else None for leg in core.legs]
-            log_v = log_v + log_scales[bond][tuple(axes)]
+        entries, log_v = tensor.cores[core.name], log_variance(network, core.name, log_scales, variance)
         copies = entries.size // log_v.size  # entries that share one variance: the core's mode legs
         z = entries * jnp.exp(-0.5 * log_v)  # not entries^2 / v: five dead bonds' v multiply to below float32
         total += -0.5 * ((z**2).sum() + copies * log_v.sum() + entries.size * math.log(2 * math.pi))
@@ -65,3 +70,9 @@ def mode_scales(
         mode = prior.mode(energy, network.bond_count(bond))
         scales[bond] = jnp.maximum((1 - damping) * scales[bond] + damping * mode, floor)
     return {bond: jnp.log(v) for bond, v in scales.items()}
+
+
+def clip_scales(prior: ScalePrior, log_scales: LogScales, floor: float) -> dict[str, Array]:
+    """Every v at least `floor` and inside the prior's support."""
+    low, high = prior.support
+    return {bond: jnp.clip(log_v, max(low, math.log(floor)), high) for bond, log_v in log_scales.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,9 +16,9 @@ def keep_axes(legs: Sequence[str], keep: Mapping[str, np.ndarray]):
     """A function that keeps the named indices of an array whose last axes are `legs`.
 
     Serves everything shaped like a core: the core, its gradient moments, its momentum, and stacks of them
-    (chains, particles) in leading axes.
+    (chains, particles) in leading axes. The indices may be traced: under `vmap` every draw keeps its own.
     """
-    cuts = tuple((axis - len(legs), np.asarray(keep[leg])) for axis, leg in enumerate(legs) if leg in keep)
+    cuts = tuple((axis - len(legs), jnp.asarray(keep[leg])) for axis, leg in enumerate(legs) if leg in keep)
 
     def cut(array: Array) -> Array:
         for axis, indices in cuts:
@@ -31,10 +32,13 @@ def keep_network(network: Network, keep: Mapping[str, np.ndarray]) -> Network:
     """The network left when each bond in `keep` holds only the given indices.
 
     Raises:
-        ValueError: a leg that is no bond, no index left, or an index out of range.
+        ValueError: a leg that is no bond, no index left, or an index out of range; of traced indices only their
+            number is known.
     """
     for bond, indices in keep.items():
         network.check_bond(bond)
+        if isinstance(indices, jax.core.Tracer):
+            continue
         indices, size = np.asarray(indices), network.size[bond]
         if indices.ndim != 1 or indices.size == 0:
             raise ValueError(f"bond {bond!r} would keep no index; keep at least one, or drop the layer")
