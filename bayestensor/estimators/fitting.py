@@ -56,8 +56,8 @@ class Fit:
 def default_network(format: str, shape: tuple[int, ...], count: int, max_rank: Any) -> Network:
     """The network of a format over a shape, of the largest rank allowed.
 
-    'auto' is the largest rank with no more parameters than observations, at most 40 for CP and 10 for the others, no bond
-    larger than any tensor of this shape needs, and no row of normal equations above 400 unknowns.
+    'auto' is the largest rank with no more parameters than observations, at most 40 for CP and 10 for the others, no
+    bond larger than any tensor of this shape needs, and no row of normal equations above 400 unknowns.
 
     Raises:
         ValueError: no such format, or a rank that is none.

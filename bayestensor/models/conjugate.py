@@ -188,8 +188,8 @@ def chain_posterior(
 ) -> tuple[Float[Array, "q p"], Float[Array, "q p p"], Float[Array, "q p"]]:
     """As `row_posterior`, rows an autoregression: (rows, covariances, covariance of each entry with its next in line).
 
-    The joint precision is block tridiagonal, off the diagonal `-diag(link)`. Block elimination forwards and substitution
-    backwards give one exact joint draw of the whole core (or its exact means and covariances).
+    The joint precision is block tridiagonal, off the diagonal `-diag(link)`. Block elimination forwards and
+    substitution backwards give one exact joint draw of the whole core (or its exact means and covariances).
     """
     link = d * rho / (1 - rho**2)
     inside = jnp.full(len(gram), 1 + rho**2).at[jnp.array([0, -1])].set(1.0) / (1 - rho**2)

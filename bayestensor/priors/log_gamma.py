@@ -13,8 +13,8 @@ _PROPOSALS = 8  # 4 % or less of them are rejected: none of eight is accepted on
 def draw_log_gamma(key: Key[Array, ""], shape: Array) -> Array:
     """`log g`, g ~ Gamma(shape, 1) elementwise, any shape > 0.
 
-    `g = d (1 + x / sqrt(9 d))^3` with x normal, accepted by the squeeze-free test (Marsaglia, Tsang, ACM TOMS 26, 2000),
-    for shape + 1, then times `u^(1 / shape)`. A fixed number of proposals at once, the first accepted one taken: no loop.
+    `g = d (1 + x / sqrt(9 d))^3` with x normal, accepted by the squeeze-free test (Marsaglia, Tsang, ACM TOMS 26,
+    2000), for shape + 1, then times `u^(1 / shape)`. A fixed number of proposals at once, the first accepted one taken.
     """
     normal_key, test_key, boost_key = jax.random.split(key, 3)
     d = shape + (1 - 1 / 3)

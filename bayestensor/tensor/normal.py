@@ -159,7 +159,7 @@ def _from_grid(network, cores, name, data, covariances):
 
 def _from_entries(network, cores, name, data, covariances):
     core = network.core[name]
-    open_, bonds = split_legs(network, core)
+    _, bonds = split_legs(network, core)
     q, p = row_shape(network, name)
     others = [c for c in network.cores if c.name != name]
     places, groups = data.places[name], data.groups[name]
