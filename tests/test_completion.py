@@ -177,7 +177,9 @@ def test_bad_inputs_are_named(case):
         TensorCompletion(**FAST).fit(x, y, shape)
 
 
-@pytest.mark.parametrize("name, value", [("inference", "mcmc"), ("format", "cpd"), ("num_draws", 0), ("smooth", "yes")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("inference", "mcmc"), ("format", "cpd"), ("num_draws", 0), ("smooth", "yes")]
+)
 def test_bad_parameters_are_named(name, value):
     with pytest.raises(ValueError, match=name if name != "smooth" else "smooth is"):
         TensorCompletion(**{**FAST, name: value}).fit(np.eye(3))

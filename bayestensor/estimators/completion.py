@@ -34,8 +34,8 @@ class TensorCompletion(BaseEstimator):
         prior: of the scales; `InverseGamma(0.5, 0.005)` when None.
         smooth: modes whose neighbouring indices may resemble each other; 'auto' lets every mode of size 3 or more,
             because a correlation of 0 is among the values that are learnt; () for none.
-        inference: 'gibbs' (draws, the only one whose intervals hold the whole posterior), 'variational' (mean field: quick, its
-            intervals too narrow), 'map' (no uncertainty but the noise).
+        inference: 'gibbs' (draws, the only one whose intervals hold the whole posterior), 'variational' (mean field:
+            quick, its intervals too narrow), 'map' (no uncertainty but the noise).
         num_draws, burn_in: Gibbs sweeps that are kept, and before that dropped.
         warm_up: mean-field sweeps that find the basin and the rank.
         random_state: a seed or a `numpy.random.RandomState`.
