@@ -31,7 +31,7 @@ class TensorCompletion(BaseEstimator):
         format: name of the network, one of `bayestensor.FORMATS`.
         max_rank: largest size of each bond, a number or a mapping bond -> number; 'auto' from the shape and the number
             of observations.
-        prior: of the scales; `InverseGamma(0.5, 0.005)` when None.
+        prior: of the scales; `estimators.fitting.default_prior` when None.
         smooth: modes whose neighbouring indices may resemble each other; 'auto' lets every mode of size 3 or more,
             because a correlation of 0 is among the values that are learnt; () for none.
         inference: 'gibbs' (draws, the only one whose intervals hold the whole posterior), 'variational' (mean field:

@@ -173,7 +173,7 @@ def row_posterior(
     gram: Float[Array, "q p p"], moment: Float[Array, "q p"], d: Float[Array, "p"], noise: Float[Array, "q p"]
 ) -> tuple[Float[Array, "q p"], Float[Array, "q p p"]]:
     """(rows, covariances) of `N(A^-1 moment, A^-1)`, `A = gram + diag(d)`: rows are its mean where noise is zero."""
-    root = jnp.linalg.cholesky(gram + jnp.diag(d))
+    root = jnp.linalg.cholesky(gram + jnp.diag(d)[None])
     inverse_root = _inverse_root(root)
     white = jnp.einsum("qpr,qr->qp", inverse_root, moment) + noise
     return jnp.einsum("qrp,qr->qp", inverse_root, white), jnp.matmul(inverse_root.mT, inverse_root)
@@ -194,20 +194,20 @@ def chain_posterior(
     link = d * rho / (1 - rho**2)
     inside = jnp.full(len(gram), 1 + rho**2).at[jnp.array([0, -1])].set(1.0) / (1 - rho**2)
     inside = jnp.where(len(gram) == 1, 1.0, inside)
-    gram = gram + inside[:, None, None] * jnp.diag(d)
+    gram = gram + inside[:, None, None] * jnp.diag(d)[None]
 
     def forward(carry, now):
         coupling, pulled = carry
         gram_i, moment_i = now
         inverse_root = _inverse_root(jnp.linalg.cholesky(gram_i - coupling))
         white = inverse_root @ (moment_i + pulled)
-        across = inverse_root * link
+        across = inverse_root * link[None, :]
         return (across.T @ across, across.T @ white), (inverse_root, white)
 
     def backward(carry, now):
         after, spread = carry
         inverse_root, white, noise_i = now
-        across = inverse_root * link
+        across = inverse_root * link[None, :]
         row = inverse_root.T @ (white + across @ after + noise_i)
         gain = inverse_root.T @ across
         onward = gain @ spread
@@ -242,7 +242,7 @@ def pick_correlations(
     """
     sums, counts = [], []
     for name, pair in pairs.items():
-        weighted = ((precisions[name] * x).sum() for x in (own[name][1:], own[name][:-1], pair))
+        weighted = ((precisions[name][None, :] * x).sum() for x in (own[name][1:], own[name][:-1], pair))
         sums.append(jnp.stack(list(weighted)))
         counts.append(pair.size)
     rho = jnp.asarray(CORRELATIONS, sums[0].dtype)[None, :]
