@@ -203,6 +203,7 @@ def test_steps_that_are_not_finite_are_undone_and_counted(name):
 BAD = {
     "sghmc step": (lambda: sghmc(REGRESSION, step_size=0.0), "step_size = 0.0; a positive number"),
     "sghmc share": (lambda: sghmc(REGRESSION, noise_share=1.5), "noise_share = 1.5"),
+    "sghmc precondition": (lambda: sghmc(REGRESSION, precondition="core"), "precondition = 'core'"),  # type: ignore[arg-type]
     "sghmc cycle": (lambda: sghmc(REGRESSION, cycle=0), "cycle = 0"),
     "sghmc tempered conditional": (lambda: sghmc(REGRESSION, temperature=0.5, conditional_every=1), "temperature"),
     "sghmc conditional": (

@@ -86,6 +86,7 @@ def test_sghmc_has_the_right_variance(steps, precision, temperature):
 OTHERS = {
     "defaults": lambda p: sghmc(p, burn_in=600),
     "no preconditioner": lambda p: sghmc(p, burn_in=600, step_size=0.3, precondition=False),
+    "preconditioner by leaf": lambda p: sghmc(p, burn_in=600, step_size=0.3, precondition="leaf"),
     "cycle": lambda p: sghmc(p, burn_in=600, step_size=0.5, cycle=20),
     "sgld": lambda p: sgld(p, burn_in=600, step_size=0.2),
     "conditional draws": lambda p: sghmc(p, burn_in=600, step_size=0.3, conditional_every=3),

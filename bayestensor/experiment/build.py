@@ -21,9 +21,10 @@ from bayestensor.inference.gradient import normals
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
 from bayestensor.inference.sghmc import sghmc
 from bayestensor.inference.sgld import sgld
+from bayestensor.inference.svgd import svgd
 from bayestensor.models.likelihoods import Categorical
 from bayestensor.models.neural import NeuralModel
-from bayestensor.models.noncentred import Noncentred
+from bayestensor.models.noncentred import Noncentred, noncentred
 from bayestensor.nn.linear import MLP
 from bayestensor.priors import PRIORS
 from bayestensor.typing import Array, Key, Position
@@ -96,47 +97,63 @@ def map_engine(config: Config, model: NeuralModel, posterior: Posterior, steps_p
     )
 
 
-def _langevin(make: Callable[..., Engine], section: Any, **options: Any) -> Callable[..., Engine]:
-    def build(posterior: Posterior, plan: Schedule, centre: Centre | None) -> Engine:
+def coordinates(config: Config, model: NeuralModel, num_data: int) -> Noncentred:
+    """What an engine runs on: non-centred coordinates, or the model's own where scales have a closed form."""
+    if config.engine.name != "variational":
+        return noncentred(model, num_data)
+    return Noncentred(model.posterior(num_data), lambda position: position, lambda at: at)
+
+
+def _langevin(make: Callable[..., Engine], *names: str) -> Callable[..., Engine]:
+    def build(section: Any, model: NeuralModel, posterior: Posterior, plan: Schedule, centre: Centre | None) -> Engine:
         return make(
             posterior,
-            step_size=section.step_size,
-            temperature=section.temperature,
             burn_in=plan.burn_in,
             cycle=plan.cycle,
             centre=centre,
             conditional_every=section.scale_draws,
-            **options,
+            **{name: getattr(section, name) for name in ("step_size", "temperature", *names)},
         )
 
     return build
 
 
-def _svgd(section: Any) -> Callable[..., Engine]:
-    from bayestensor.inference.svgd import svgd
-
-    def build(posterior: Posterior, plan: Schedule, centre: Centre | None) -> Engine:
-        options = {"kernel": section.kernel, "noisy": section.noisy, "step_size": section.step_size}
-        return svgd(posterior, temperature=section.temperature, burn_in=plan.burn_in, **options)
-
-    return build
+def _svgd(section: Any, model: NeuralModel, posterior: Posterior, plan: Schedule, centre: Centre | None) -> Engine:
+    names = ("kernel", "noisy", "step_size", "temperature")
+    return svgd(posterior, burn_in=plan.burn_in, **{name: getattr(section, name) for name in names})
 
 
-def _nuts(section: Any) -> Callable[..., Engine]:
+def _nuts(section: Any, model: NeuralModel, posterior: Posterior, plan: Schedule, centre: Centre | None) -> Engine:
     from bayestensor.inference.nuts import nuts
 
-    def build(posterior: Posterior, plan: Schedule, centre: Centre | None) -> Engine:
-        options = {"target_acceptance": section.target_acceptance, "max_doublings": section.max_doublings}
-        return nuts(posterior, burn_in=plan.burn_in, max_dimension=MAX_NUTS, **options)
-
-    return build
+    names = ("target_acceptance", "max_doublings")
+    options = {name: getattr(section, name) for name in names}
+    return nuts(posterior, burn_in=plan.burn_in, max_dimension=MAX_NUTS, **options)
 
 
-SAMPLERS: dict[str, Callable[[Any], Callable[[Posterior, Schedule, Centre | None], Engine]]] = {
-    "sghmc": lambda section: _langevin(sghmc, section, friction=section.friction),
-    "sgld": lambda section: _langevin(sgld, section),
+def _variational(
+    section: Any, model: NeuralModel, posterior: Posterior, plan: Schedule, centre: Centre | None
+) -> Engine:
+    from bayestensor.inference.variational import second_moment, variational
+
+    def closed_form(mean: Position, variance: Position) -> Position:
+        return model.clip_scales(model.mode_scales(second_moment(mean, variance)), section.scale_floor)
+
+    return variational(
+        posterior,
+        optimiser=optax.adam(optax.cosine_decay_schedule(section.learning_rate, max(plan.burn_in, 1))),
+        burn_in=plan.burn_in,
+        points=("log_scales",),
+        closed_form=closed_form,
+    )
+
+
+SAMPLERS: dict[str, Callable[[Any, NeuralModel, Posterior, Schedule, Centre | None], Engine]] = {
+    "sghmc": _langevin(sghmc, "friction"),
+    "sgld": _langevin(sgld),
     "svgd": _svgd,
     "nuts": _nuts,
+    "variational": _variational,
 }
 
 

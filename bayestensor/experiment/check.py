@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bayestensor.errors import ConfigError
 from bayestensor.experiment import messages, registry
-from bayestensor.experiment.engines import Langevin, Nuts, Sampler, Svgd, map_section
+from bayestensor.experiment.engines import Langevin, Nuts, Sampler, Svgd, Variational, map_section
 from bayestensor.experiment.schedule import schedule
 
 if TYPE_CHECKING:
@@ -207,8 +207,14 @@ def _sampling_problems(config: Config) -> list[str]:
         found.append(
             f"{key}: given {plan.batch_size}; expected an even size: gradient noise is measured between halves"
         )
-    if isinstance(engine, Nuts) and engine.temperature != 1:
-        found.append(f"engine.temperature: given {engine.temperature}; nuts samples the posterior itself, expected 1")
+    if isinstance(engine, (Nuts, Variational)) and engine.temperature != 1:
+        found.append(
+            f"engine.temperature: given {engine.temperature}; {engine.name} takes the posterior itself, expected 1"
+        )
+    if isinstance(engine, Langevin) and engine.control_variate and config.train.shift_pixels:
+        found.append(
+            "engine.control_variate: the whole data's gradient has no random shifts; set train.shift_pixels: 0"
+        )
     if isinstance(engine, Langevin) and engine.scale_draws is not None:
         if config.prior.name == "gamma":
             others = ", ".join(name for name in registry.PRIORS if name != "gamma")

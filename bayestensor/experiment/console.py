@@ -122,7 +122,10 @@ def summary_table(summary: dict[str, Any]) -> Table:
 
     def row(name: str, parameters: int, scores: dict[str, Any] | None) -> None:
         accuracy, nll = (None if scores is None else scores.get(f"test_{what}") for what in ("accuracy", "nll"))
-        cells = [f"{parameters:,}", f"{dense / parameters:.1f}x", "" if accuracy is None else f"{accuracy:.2%}"]
+        smaller = (
+            f"{dense / parameters:.1f}x" if parameters <= dense else ""
+        )  # a mixture may hold more than a dense net
+        cells = [f"{parameters:,}", smaller, "" if accuracy is None else f"{accuracy:.2%}"]
         table.add_row(name, *cells, *(["" if nll is None else f"{nll:.4f}"] if sampled else []))
 
     row("dense twin", dense, twin)

@@ -140,6 +140,17 @@ class Nuts(Sampler):
     max_doublings: Count = 8  # longest trajectory, 2^max_doublings gradients
 
 
+class Variational(Sampler):
+    """Mean-field Gaussians over the cores, scales at their closed-form mode: burn-in fits, then the fit is drawn."""
+
+    name: Literal["variational"]
+    burn_in: NonNegative = 20.0
+    epochs: Positive = 1.0
+    chains: Count = 1  # fits, each from a start of its own
+    learning_rate: Positive = 1e-2  # of Adam, falling by a cosine over burn-in
+    scale_floor: Positive = 1e-8  # smallest v
+
+
 class Ensemble(Section):
     """A deep ensemble: MAP solutions from different starts, each with cuts of its own."""
 
@@ -154,6 +165,7 @@ ENGINES: dict[str, type[Section]] = {
     "sgld": Sgld,
     "svgd": Svgd,
     "nuts": Nuts,
+    "variational": Variational,
     "ensemble": Ensemble,
 }
 

@@ -86,8 +86,7 @@ def _verdict(context: Context, draws: Draws, tally: Tally) -> dict[str, Any]:
     members, count = draws.shape
     if members < 2 or count < 4:
         return {"converged": None, "advice": [f"{members} x {count} draws: at least 2 chains of 4 can be compared"]}
-    varied = {name: x for name, x in tally.functionals().items() if (np.ptp(x, axis=(0, 1)) > 0).all()}
-    return asdict(diagnose(varied, draws.stats, temperature=context.config.engine.temperature))
+    return asdict(diagnose(tally.functionals(), draws.stats, temperature=context.config.engine.temperature))
 
 
 def mixture_file(model: NeuralModel, draws: Draws, activation: str) -> tuple[list[dict], dict[str, np.ndarray]]:

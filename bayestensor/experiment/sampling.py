@@ -24,8 +24,6 @@ from bayestensor.inference import checkpoint, sample
 from bayestensor.inference.base import Engine, Posterior, not_finite_arrays
 from bayestensor.inference.draws import Draws, piece_path
 from bayestensor.inference.gradient import Centre, centre_at
-from bayestensor.inference.warm import warm
-from bayestensor.models.noncentred import noncentred
 from bayestensor.ranks.explore import unstack
 from bayestensor.typing import Array, Batch, Key, Position
 
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 
 CHUNKS = 20  # in which a chain's draws come: how often progress moves and a checkpoint may fall due
 SECONDS_PER_CHECKPOINT = 10.0
-WARM_BATCHES = 100
 
 
 @dataclass(frozen=True)
@@ -84,15 +81,14 @@ class Stage:
         self._refuse(check.size_problems(config, sum(leaf.size for leaf in jax.tree.leaves(context.position))))
         order = np.random.default_rng([config.seed, 2]).permutation(num)
         self.data: Batch = (context.x[order], context.y[order])
-        self.coordinates = noncentred(context.model, num)
+        self.coordinates = build.coordinates(config, context.model, num)
         self.prepare = _preparation(build.preparation(config, context.scale))
-        warm_key, start_key, self.run_key = jax.random.split(_key(config.seed), 3)
+        start_key, self.run_key, self.look_key = jax.random.split(_key(config.seed), 3)
         self.start_positions = self._starts(start_key)
         try:
             self.engine = self._engine()
         except ValueError as error:
             raise RunError(f"engine.{error}") from error
-        self.warm_key = warm_key
         # as many draws a visit to the host as make about `CHUNKS` visits
         self.chunk = -(-self.plan.draws // CHUNKS)
         self.started = time.perf_counter()
@@ -118,7 +114,8 @@ class Stage:
 
     def _engine(self) -> Engine:
         """The engine of the config, on non-centred coordinates; its positions are those of the model."""
-        engine = build.SAMPLERS[self.section.name](self.section)(self.posterior, self.plan, self._centre())  # type: ignore
+        maker = build.SAMPLERS[self.section.name]  # type: ignore[attr-defined]
+        engine = maker(self.section, self.context.model, self.posterior, self.plan, self._centre())
         back = self.coordinates.to_position
         return engine._replace(
             position=lambda state: (
@@ -144,13 +141,7 @@ class Stage:
         positions = self.start_positions()
         if self.stacked:
             positions = jax.tree.map(lambda x: x[None], positions)
-        run = sample.start(self.engine, self.run_key, positions)
-        if isinstance(self.section, Langevin) and self.plan.burn_in:
-            states = warm(
-                run.states, self.posterior, self.data, self.warm_key, self.plan.batch_size, self.prepare, WARM_BATCHES
-            )
-            run = run._replace(states=states)
-        return run
+        return sample.start(self.engine, self.run_key, positions)
 
     # --- going on ---------------------------------------------------------------------------------------------
 
@@ -232,14 +223,15 @@ class Stage:
         chain = int(undone.argmax())
         one = jax.tree.map(lambda x: x[chain], self.run.states)
         position = one.particles if self.stacked else one.position
-        batch = self.prepare(self.warm_key, jax.tree.map(lambda x: x[: self.plan.batch_size], self.data))
+        batch = self.prepare(self.look_key, jax.tree.map(lambda x: x[: self.plan.batch_size], self.data))
         value = jax.value_and_grad(self.posterior.log_density)
         found = jax.jit(jax.vmap(value, (0, None)) if self.stacked else value)(position, batch)
         names = not_finite_arrays({"log density": found[0], "gradient": found[1]}) or "the step, not where it starts"
+        now = getattr(self.section, "step_size", None)
         self._refuse(
             [
-                f"engine.step_size: {undone.max()} of the last {steps} steps were undone, not finite in {names}; lower "
-                f"{self.section.step_size if hasattr(self.section, 'step_size') else 'it'}, or burn in longer"
+                f"engine.step_size: given {now}; {undone.max()} of the last {steps} steps were undone, not finite in "
+                f"{names}; expected a smaller one, or a longer engine.burn_in"
             ]
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from bayestensor.inference.gradient import (
     sparing_estimator,
 )
 from bayestensor.typing import Array, Batch, Int, Key, Position, Scalar
+
+Precondition: TypeAlias = bool | Literal["leaf"]
 
 
 class State(NamedTuple):
@@ -76,7 +78,7 @@ def sghmc(
     temperature: float = 1.0,
     burn_in: int = 1000,
     cycle: int | None = None,
-    precondition: bool = True,
+    precondition: Precondition = True,
     correct_noise: bool = True,
     noise_share: float = 0.1,
     measure_every: int = 10,
@@ -114,7 +116,9 @@ def sghmc(
         temperature: T; 1 is the posterior.
         burn_in: steps that adapt; drop their draws.
         cycle: steps in a cosine cycle h (1 + cos(pi t / cycle)) / 2, t < cycle (Zhang et al. 2020); None: constant.
-        precondition: adapt `scale`; otherwise it is 1.
+        precondition: adapt `scale`; otherwise it is 1. "leaf": alike for all of an array. Take that where coordinates
+            may change roles, as indices of a bond do: one that was dead in burn-in has scale 1, and alive after it
+            would be thrown about.
         correct_noise: raise the friction and inject less; otherwise the noise is only reported.
         noise_share: largest share of the random force that batches may supply.
         measure_every: steps between two measurements of the noise; every step of burn-in takes one.
@@ -125,9 +129,10 @@ def sghmc(
         ValueError: an improper prior, a setting out of range, or conditional draws that the posterior cannot give.
     """
     require_proper(posterior, "SGHMC")
-    _check(posterior, step_size, friction, temperature, burn_in, cycle, noise_share, measure_every, conditional_every)
+    _check(posterior, step_size, friction, temperature, burn_in, noise_share, conditional_every, precondition)
+    _check_counts(cycle=cycle, measure_every=measure_every, conditional_every=conditional_every)
     estimate, again = sparing_estimator(posterior, centre), plain_estimator(posterior, centre)
-    adapts = precondition and burn_in > 0
+    adapts = bool(precondition) and burn_in > 0
 
     def init(key: Key[Array, ""], position: Position) -> State:
         zeros = jax.tree.map(jnp.zeros_like, position)
@@ -212,7 +217,10 @@ def sghmc(
         if not adapts:
             return state.scale, state.curvature, noise
         least = step_size**2 / (4 * noise_share * temperature) if correct_noise else 0.0
-        scale = jax.tree.map(lambda v, b: preconditioner(v, least * b, state.measured), curvature, noise)
+        by = curvature, noise
+        if precondition == "leaf":
+            by = jax.tree.map(lambda x: jnp.full_like(x, x.mean()), by)
+        scale = jax.tree.map(lambda v, b: preconditioner(v, least * b, state.measured), *by)
         adapted, frozen = (scale, curvature), (state.scale, state.curvature)
         scale, curvature = jax.tree.map(lambda a, b: jnp.where(state.step < burn_in, a, b), adapted, frozen)
         return scale, curvature, noise
@@ -228,17 +236,16 @@ def _kick(momentum, gradient, scale, h):
     return jax.tree.map(lambda u, g, s: u + h * s * g, momentum, gradient, scale)
 
 
-def _check(posterior, step_size, friction, temperature, burn_in, cycle, noise_share, measure_every, conditional_every):
+def _check(posterior, step_size, friction, temperature, burn_in, noise_share, conditional_every, precondition):
     for name, value in {"step_size": step_size, "friction": friction, "temperature": temperature}.items():
         if not value > 0:
             raise ValueError(f"{name} = {value}; a positive number is needed")
     if not 0 < noise_share < 1:
         raise ValueError(f"noise_share = {noise_share}; it is a share of the random force, between 0 and 1")
+    if precondition not in (True, False, "leaf"):
+        raise ValueError(f'precondition = {precondition!r}; True, False or "leaf" is needed')
     if burn_in < 0:
         raise ValueError(f"burn_in = {burn_in}; a number of steps, 0 or more, is needed")
-    for name, steps in {"cycle": cycle, "measure_every": measure_every, "conditional_every": conditional_every}.items():
-        if steps is not None and steps < 1:
-            raise ValueError(f"{name} = {steps}; a positive number of steps is needed")
     if conditional_every is not None and posterior.conditional_update is None:
         raise ValueError(
             "conditional_every is set, but this posterior has no conditional_update: leave it None (scales then move "
@@ -246,3 +253,9 @@ def _check(posterior, step_size, friction, temperature, burn_in, cycle, noise_sh
         )
     if conditional_every is not None and temperature != 1:
         raise ValueError(f"conditional draws have temperature 1, the chain {temperature}: set one of them back")
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, steps in counts.items():
+        if steps is not None and steps < 1:
+            raise ValueError(f"{name} = {steps}; a positive number of steps is needed")
