@@ -64,7 +64,7 @@ def default_network(format: str, shape: tuple[int, ...], count: int, max_rank: A
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; one of {', '.join(FORMATS)} is needed")
-    rows, cols = tuple(shape), ()
+    rows, cols = tuple(shape), tuple[int, ...]()
     if format == "tt_matrix":  # pairs modes: the first half are rows
         cut = (len(shape) + 1) // 2
         rows, cols = tuple(shape[:cut]), (*shape[cut:], *(1,) * (2 * cut - len(shape)))

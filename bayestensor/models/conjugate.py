@@ -254,7 +254,7 @@ def pick_correlations(
     return {name: rho[0, best[k]] for k, name in enumerate(pairs)}
 
 
-def pick_precision(key: Key[Array, ""], count: Array, residual: Array, draw: Array) -> Float[Array, ""]:
+def pick_precision(key: Key[Array, ""], count: Array, residual: Array, draw: float | Array) -> Float[Array, ""]:
     """Of the noise: Gamma(count / 2, residual / 2) drawn, or `count / residual`."""
     shape = 0.5 * count + _SHAPE
     best = shape / (0.5 * residual + _RATE)
