@@ -71,22 +71,23 @@ def _dense(network, cores):
 
 def test_chain_posterior_is_the_joint_gaussian():
     rng = np.random.default_rng(0)
-    q, p, rho = 5, 3, 0.7
+    q, p, rho = 5, 3, np.array([0.7, 0.0, 0.95])
     root = rng.normal(size=(q, p, p))
     gram, moment, d = root @ root.transpose(0, 2, 1), rng.normal(size=(q, p)), np.array([0.5, 1.0, 2.0])
     lags = np.abs(np.arange(q)[:, None] - np.arange(q))
-    precision = np.kron(np.linalg.inv(rho**lags), np.diag(d))
+    precision = sum(
+        np.kron(np.linalg.inv(r**lags / (1 - r**2)), np.diag(np.where(np.arange(p) == k, d, 0)))
+        for k, r in enumerate(rho)
+    )
     for k in range(q):
         precision[k * p : (k + 1) * p, k * p : (k + 1) * p] += gram[k]
     covariance = np.linalg.inv(precision)
     with jax.enable_x64(True):
-        args = [jnp.asarray(a) for a in (gram, moment, d)]
-        rows, spread, lag = chain_posterior(*args, jnp.zeros((q, p)), jnp.asarray(rho))
+        args, rho = [jnp.asarray(a) for a in (gram, moment, d)], jnp.asarray(rho)
+        rows, spread, lag = chain_posterior(*args, jnp.zeros((q, p)), rho)
         alone = row_posterior(*args, jnp.zeros((q, p)))
         # the noise enters linearly: its square is the covariance of a draw, joint over rows
-        draw = jax.jacobian(lambda e: chain_posterior(*args, e, jnp.asarray(rho))[0])(jnp.zeros((q, p))).reshape(
-            q * p, q * p
-        )
+        draw = jax.jacobian(lambda e: chain_posterior(*args, e, rho)[0])(jnp.zeros((q, p))).reshape(q * p, q * p)
     np.testing.assert_allclose(np.ravel(rows), covariance @ moment.ravel(), atol=1e-10)
     np.testing.assert_allclose(draw @ draw.T, covariance, atol=1e-10)
     blocks = covariance.reshape(q, p, q, p)

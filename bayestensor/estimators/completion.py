@@ -13,9 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from bayestensor.estimators import inputs
 from bayestensor.estimators.fitting import Plan, closed_form_fit, default_network, noise_variance
-from bayestensor.estimators.prediction import moments
+from bayestensor.estimators.prediction import Posterior
 from bayestensor.inference.draws import Draws
-from bayestensor.metrics.regression import gaussian_interval
+from bayestensor.metrics.regression import rrse
 from bayestensor.priors.base import ScalePrior
 
 _INFERENCE = ("gibbs", "variational", "map")
@@ -111,49 +111,63 @@ class TensorCompletion(BaseEstimator):
 
         With `return_std` also the standard deviation of an observation there, its noise included.
         """
-        mean, variance = self._moments(X)
-        variance = variance + self.noise_**2
-        if X is None:
-            mean, variance = (inputs.labelled(a, self._given) for a in (mean, variance))
-        return (mean, np.sqrt(variance)) if return_std else mean
+        posterior, coords = self._posterior(X)
+        mean, variance = posterior.moments(coords)
+        if not return_std:
+            return self._out(mean, X)
+        return self._out(mean, X), self._out(np.sqrt(variance + np.mean(posterior.noise**2)), X)
 
     def predict_interval(self, level: float = 0.9, X: Any = None) -> tuple[Any, Any]:
-        """(lower, upper): holds an observation with probability `level`, entry by entry."""
-        mean, variance = self._moments(X)
-        ends = gaussian_interval(mean, np.sqrt(variance + self.noise_**2), level)
-        return tuple(inputs.labelled(end, self._given) if X is None else end for end in ends)  # type: ignore[return-value]
+        """(lower, upper): the quantiles between which an observation lies with probability `level`, entry by entry.
+
+        Raises:
+            ValueError: a level outside (0, 1).
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level is {level}; a probability between 0 and 1 is needed")
+        posterior, coords = self._posterior(X)
+        lower, upper = posterior.quantiles((0.5 - 0.5 * level, 0.5 + 0.5 * level), coords)
+        return self._out(lower, X), self._out(upper, X)
 
     def sample(self, n: int = 1, X: Any = None) -> np.ndarray:
         """`n` draws of the tensor (without noise) from the posterior, along a new first axis."""
-        check_is_fitted(self)
-        cores = {name: core[0] for name, core in self.draws_.positions["cores"].items()}
-        total = len(next(iter(cores.values())))
+        posterior, coords = self._posterior(X)
+        total = len(posterior.noise)
         picked = np.arange(n) * total // n if n <= total else np.arange(n) % total
-        coords = None if X is None else inputs.coordinates(X, self._given)
-        return (
-            moments(self.network_, {k: v[picked] for k, v in cores.items()}, self._given.shape, coords, each=True)
-            * self.scale_
-        )
+        cores = {name: core[picked] for name, core in posterior.cores.items()}
+        return posterior._replace(cores=cores, noise=posterior.noise[picked]).draws(coords) * self.scale_
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean predictive log density of observed entries: of a tensor with holes, or at coordinates with values."""
-        held = inputs.read(X, y, self._given.shape if y is not None else None)
-        mean, variance = self._moments(held.coords)
-        variance = variance + self.noise_**2
-        return float(np.mean(-0.5 * np.log(2 * np.pi * variance) - 0.5 * (held.values - mean) ** 2 / variance))
+        posterior, held = self._held(X, y)
+        density = posterior.log_density(held.values / self.scale_, held.coords)
+        return float(np.mean(density) - math.log(self.scale_))
 
     def rrse(self, X: Any, y: Any = None) -> float:
         """`||prediction - y|| / ||y||` over observed entries of a tensor with holes, or at coordinates with values."""
-        held = inputs.read(X, y, self._given.shape if y is not None else None)
-        mean, _ = self._moments(held.coords)
-        return float(np.linalg.norm(mean - held.values) / np.linalg.norm(held.values))
+        posterior, held = self._held(X, y)
+        return rrse(posterior.moments(held.coords)[0] * self.scale_, held.values)
 
-    def _moments(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _posterior(self, X: Any) -> tuple[Posterior, np.ndarray | None]:
         check_is_fitted(self)
         cores = {name: core[0] for name, core in self.draws_.positions["cores"].items()}
-        coords = None if X is None else inputs.coordinates(X, self._given)
-        mean, variance = moments(self.network_, cores, self._given.shape, coords)
-        return mean * self.scale_, variance * self.scale_**2
+        noise = self.draws_.stats["precision"][0] ** -0.5
+        posterior = Posterior(self.network_, cores, noise, self._given.shape)
+        return posterior, None if X is None else inputs.coordinates(X, self._given)
+
+    def _held(self, X: Any, y: Any) -> tuple[Posterior, inputs.Observed]:
+        posterior, _ = self._posterior(None)
+        shape = self._given.shape
+        if hasattr(X, "columns") and y is None:  # a table: its labels are those of the fit
+            X, y = inputs.coordinates(X, self._given), X[X.columns[-1]].to_numpy()
+        held = inputs.read(X, y, shape if y is not None else None)
+        if held.shape != shape:
+            raise ValueError(f"the tensor has shape {held.shape}; the fit had {shape}")
+        return posterior, held
+
+    def _out(self, array: np.ndarray, X: Any) -> Any:
+        """In the data's units; with the names and labels of the input where the whole tensor is asked for."""
+        return inputs.labelled(array * self.scale_, self._given) if X is None else array * self.scale_
 
     def _check(self) -> None:
         if self.inference not in _INFERENCE:

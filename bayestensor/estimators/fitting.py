@@ -148,7 +148,7 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
     diagnostics = {
         "seconds": time.perf_counter() - began,
         "ranks": ranks,
-        "correlations": {name: float(np.mean(rho)) for name, rho in trace.correlations.items()},
+        "correlations": {name: np.mean(rho, axis=0) for name, rho in trace.correlations.items()},
     }
     precision = np.asarray(trace.precision)
     return Fit(
