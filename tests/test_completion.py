@@ -136,6 +136,33 @@ def test_completion_finds_tensor_noise_and_interval(problem):
     assert fit.rank_ == np.argmax(shares) == 2 and abs(shares.sum() - 1) < 1e-12 and shares[:2].sum() == 0
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_exact_tensor_is_solved_and_its_rank_not_split(seed):
+    # 300 of 1,000 entries, 84 numbers to find; without a merge of split components ranks of 3 to 5
+    rng = np.random.default_rng(seed)
+    truth = np.einsum("ir,jr,kr->ijk", *(rng.normal(size=(10, 3)) for _ in range(3)))
+    holed = np.where(rng.random(truth.shape) < 0.3, truth, np.nan)
+    fit = TensorCompletion(max_rank=5, smooth=(), num_draws=10, burn_in=0, random_state=seed).fit(holed)
+    assert fit.rank_ == 3
+    assert np.linalg.norm(fit.predict() - truth) < 1e-4 * np.linalg.norm(truth)
+
+
+def test_intervals_and_scores_are_those_of_the_mixture_of_draws(problem):
+    from scipy.special import logsumexp
+    from scipy.stats import norm
+
+    _, noisy, _, _, fit = problem
+    draws, noise = fit.sample(40), fit.draws_.stats["precision"][0] ** -0.5 * fit.scale_
+    noise = noise[:, None, None, None]
+    for end, p in zip(fit.predict_interval(0.8), (0.1, 0.9), strict=True):
+        np.testing.assert_allclose(norm.cdf(end, draws, noise).mean(0), p, atol=2e-6)
+    density = logsumexp(norm.logpdf(noisy, draws, noise), axis=0) - np.log(40)
+    np.testing.assert_allclose(fit.score(noisy), density.mean(), rtol=1e-10)
+    mean, sd = fit.predict(return_std=True)
+    np.testing.assert_allclose(mean, draws.mean(0), rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(sd**2, draws.var(0) + (noise**2).mean(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["masked", "coords", "xarray", "table", "other values behind the mask"])
 def test_every_input_gives_the_same_bits(problem, kind):
     _, _, observed, holed, fit = problem

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.estimators.inputs import Observed
-from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, State, sweeps
+from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, How, State, sweeps
 from bayestensor.priors import InverseGamma
 from bayestensor.priors.base import ScalePrior
 from bayestensor.ranks.select import RANK_THRESHOLD, host_slice_norms
@@ -25,6 +25,10 @@ from bayestensor.typing import Array, Key
 _FIRST_PRECISION = 100.0  # of data of mean square 1: taken as 20 dB until the fit can tell
 _HELD = 10  # sweeps for which it is taken so
 _PORTION = 10  # sweeps of one call
+_MOST_STARTS = 16
+_WORTH_STARTS = 1e10  # multiplications that the starts may take together, a second or three
+_SETTLED = 1.05  # growth of the noise precision in one call below which the warm-up has arrived
+_NEARLY_EXACT = 1e5  # noise precision, 50 dB, above which split components are looked for
 _WORTH_A_CUT = 2e10  # multiplications saved that pay for compiling the smaller shape
 _WIDEST = {"cp": 40}  # largest default rank; of the other formats 10
 _LARGEST_BLOCK = 400  # most unknowns of one row's normal equations that 'auto' asks for
@@ -119,25 +123,14 @@ def smooth_cores(network: Network, smooth: Any) -> tuple[str, ...]:
 
 
 def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan: Plan, key: Key[Array, ""]) -> Fit:
-    """Warm up by mean-field sweeps, cutting dead slices, then draw."""
+    """Find basin and rank by mean-field sweeps from several starts, cut dead slices, then draw."""
     began = time.perf_counter()
     data = observations(network, given, values)
     model = Conjugate(
         network, plan.prior or default_prior(network), core_variance(network, 1.0), smooth_cores(network, plan.smooth)
     )
     start_key, warm_key, draw_key = jax.random.split(key, 3)
-    state = model.start(initialise(start_key, network, dtype=jnp.float64).cores, _FIRST_PRECISION)
-    how = MAP if plan.inference == "map" else VARIATIONAL
-    ranks, left = [dict(network.ranks)], plan.warm_up + plan.burn_in + plan.num_draws
-    for part, keys in enumerate(_portions(warm_key, plan.warm_up)):
-        hold = jnp.arange(_PORTION) < (_HELD - part * _PORTION)
-        state, _ = sweeps(model, keys, state, data, how, hold)
-        left -= _PORTION
-        if part in (1, 3):
-            smaller, cut = model.keep(state, _alive(model, state))
-            if left * (_work(model.network, given) - _work(smaller.network, given)) > _WORTH_A_CUT:
-                model, state = smaller, cut
-                ranks.append(dict(model.network.ranks))
+    model, state, ranks = _warm_up(*_best_start(model, data, given, plan, start_key), data, given, plan, warm_key)
     if plan.inference == "gibbs":
         state, trace = _draws(model, state, data, plan, draw_key)
     else:
@@ -154,6 +147,87 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
     return Fit(
         model.network, {k: v[None] for k, v in cores.items()}, precision, rank_shares(model.network, cores), diagnostics
     )
+
+
+def _best_start(model: Conjugate, data: Observations, given: Observed, plan: Plan, key) -> tuple[Conjugate, State]:
+    """Mean-field sweeps from as many random starts as are cheap; the one of the best `_score`."""
+    count = len(given.values)
+    share = _WORTH_STARTS / (plan.warm_up * _work(model.network, given))
+    best: tuple[float, State] | None = None
+    for start_key in jax.random.split(key, max(1, min(_MOST_STARTS, int(share)))):
+        first_key, warm_key = jax.random.split(start_key)
+        cores = initialise(first_key, model.network, dtype=jnp.float64).cores
+        state = model.start(cores, _FIRST_PRECISION)
+        for part, keys in enumerate(_portions(warm_key, plan.warm_up)):
+            hold = jnp.arange(_PORTION) < (_HELD - part * _PORTION)
+            state, _ = sweeps(model, keys, state, data, _how(plan), hold)
+        score = _score(model, state, count)
+        if best is None or score < best[0]:
+            best = score, state
+    assert best is not None
+    return model, best[1]
+
+
+def _warm_up(
+    model: Conjugate, state: State, data: Observations, given: Observed, plan: Plan, key
+) -> tuple[Conjugate, State, list[dict[str, int]]]:
+    """Cut, and sweep on while the noise still falls, at most as long again as the warm-up was."""
+    ranks = [dict(model.network.ranks)]
+    smaller, cut = model.keep(state, _alive(model, state))
+    left = plan.warm_up + plan.burn_in + plan.num_draws
+    if left * (_work(model.network, given) - _work(smaller.network, given)) > _WORTH_A_CUT:
+        model, state = smaller, cut
+        ranks.append(dict(model.network.ranks))
+    key, settle_key = jax.random.split(key)
+    state = _settle(model, state, data, plan, settle_key)
+    count = len(given.values)
+    while float(state.precision) > _NEARLY_EXACT:
+        key, trial_key = jax.random.split(key)
+        trial = _settle(model, _without_weakest(model, state), data, plan, trial_key)
+        if _score(model, trial, count) >= _score(model, state, count):
+            break
+        state = trial
+    return model, state, ranks
+
+
+def _settle(model: Conjugate, state: State, data: Observations, plan: Plan, key) -> State:
+    """Sweeps until the noise no longer falls."""
+    still = jnp.zeros(_PORTION, bool)
+    for keys in _portions(key, 2 * plan.warm_up):
+        before = float(state.precision)
+        state, _ = sweeps(model, keys, state, data, _how(plan), still)
+        if before <= float(state.precision) < _SETTLED * before:
+            break
+    return state
+
+
+def _score(model: Conjugate, state: State, count: int) -> float:
+    """Akaike's `n log(noise variance) + 2 parameters`, of the living slices: the lower the better."""
+    alive = {bond: len(kept) for bond, kept in _alive(model, state).items()}
+    size = model.network.resized(alive).num_parameters
+    return 2 * size - count * math.log(float(state.precision))
+
+
+def _without_weakest(model: Conjugate, state: State) -> State:
+    """The state with its weakest living slice zero, and the noise taken as large as at the start.
+
+    Without noise to weigh against, a component split over two is as good as one to the sweeps, and never merges.
+    """
+    norms, total = host_slice_norms(model.network, {k: np.asarray(v) for k, v in state.cores.items()})
+    living = {b: np.where(norm > RANK_THRESHOLD * total, norm, np.inf) for b, norm in norms.items()}
+    bond = min(living, key=lambda b: float(living[b].min()))
+    index = int(np.argmin(living[bond]))
+    cores = {}
+    for core in model.network.cores:
+        array = np.array(state.cores[core.name])
+        if bond in core.legs:
+            np.moveaxis(array, core.legs.index(bond), 0)[index] = 0
+        cores[core.name] = jnp.asarray(array)
+    return state._replace(cores=cores, precision=jnp.asarray(_FIRST_PRECISION, state.precision.dtype))
+
+
+def _how(plan: Plan) -> How:
+    return MAP if plan.inference == "map" else VARIATIONAL
 
 
 def observations(network: Network, given: Observed, values: np.ndarray) -> Observations:
