@@ -109,6 +109,7 @@ def test_every_file_of_a_run_predicts_alike(finished, tmp_path):
     export(out, tmp_path / "export")
     spec, arrays = predict.load(tmp_path / "export")
     np.testing.assert_allclose(predict.probabilities(spec, arrays, data.x_test), p, rtol=1e-3, atol=1e-5)
+    assert predict.probabilities(spec, arrays, data.x_test[:0]).shape == (0, 10)
     exported = jax.export.deserialize((tmp_path / "export" / "model.stablehlo").read_bytes())
     logits = exported.call(jnp.asarray(data.x_test[:7].reshape(7, 64), jnp.float32))
     np.testing.assert_allclose(jax.nn.softmax(logits), p[:7], rtol=1e-3, atol=1e-5)

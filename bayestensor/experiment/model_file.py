@@ -170,7 +170,7 @@ def _convolution(layer: Mapping[str, Any], arrays: Mapping[str, Array], x: Array
         y = convolve(tensor, images, size, (1, 1), padding_of(images.shape[1:-1], size, (1, 1), stage.padding))
     y = max_pool(y, stage.pool)
     y = y + jnp.broadcast_to(arrays[f"{name}.bias"], y.shape) if layer["bias"] else y
-    return y.reshape(*x.shape[:-1], -1)
+    return y.reshape(*x.shape[:-1], math.prod(y.shape[1:]))
 
 
 def layer_stage(layer: Mapping[str, Any], out_channels: int) -> Stage:

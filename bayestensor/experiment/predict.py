@@ -68,11 +68,11 @@ def windows(name, layer, arrays, x):
     images = np.pad(images, ((0, 0), (before, after), (before, after), (0, 0)))
     cut = np.lib.stride_tricks.sliding_window_view(images, (side, side), axis=(1, 2))  # n, high, wide, channel, i, j
     n, high, wide = cut.shape[:3]
-    flat = cut.transpose(0, 1, 2, 4, 5, 3).reshape(n * high * wide, -1)
+    flat = cut.transpose(0, 1, 2, 4, 5, 3).reshape(n * high * wide, images.shape[3] * side**2)
     network = layer["network"]
     y = flat @ arrays[f"{name}.kernel"].T if network is None else matvec(name, network, arrays, flat)
-    y = y.reshape(n, high, wide, -1)[:, : high // pool * pool, : wide // pool * pool]
-    return y.reshape(n, high // pool, pool, wide // pool, pool, -1).max(axis=(2, 4))
+    y = y.reshape(n, high, wide, y.shape[1])[:, : high // pool * pool, : wide // pool * pool]
+    return y.reshape(n, high // pool, pool, wide // pool, pool, y.shape[3]).max(axis=(2, 4))
 
 
 def logits(spec, arrays, x):
@@ -106,7 +106,7 @@ def _logits(spec, arrays, x):
             x = x + arrays[f"{name}.bias"]
         if layer["activation"] is not None:
             x = ACTIVATIONS[layer["activation"]](x)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(len(x), math.prod(x.shape[1:]))
     return x
 
 

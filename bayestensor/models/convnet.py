@@ -69,7 +69,7 @@ class ConvNet(nnx.Module):
         x = x.reshape(-1, *self.stages[0].in_shape)
         for stage, layer in zip(self.stages, self.layers, strict=False):
             x = activate(max_pool(layer(x), stage.pool))
-        x = x.reshape(*batch, -1)
+        x = x.reshape(*batch, math.prod(x.shape[1:]))
         for layer in self.layers[len(self.stages) : -1]:
             x = activate(layer(x))
         return self.layers[-1](x)
