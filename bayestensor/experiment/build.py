@@ -16,8 +16,7 @@ from bayestensor.experiment.check import MAX_NUTS, check
 from bayestensor.experiment.engines import DEFAULT_START, map_section
 from bayestensor.experiment.optimizers import optimizer
 from bayestensor.experiment.schedule import Schedule
-from bayestensor.inference.base import Engine, Posterior
-from bayestensor.inference.gradient import normals
+from bayestensor.inference.base import Engine, Posterior, normals
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
 from bayestensor.inference.sample import jitter
 from bayestensor.inference.sghmc import sghmc

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from bayestensor.inference.base import Posterior
-from bayestensor.typing import Array, Batch, Key, Position, Scalar
+from bayestensor.typing import Array, Batch, Position, Scalar
 
 
 class Estimate(NamedTuple):
@@ -193,14 +193,6 @@ def coordinates(tree: Position) -> int:
 def mean_over_coordinates(tree: Position) -> Scalar:
     """The mean over all coordinates of a pytree."""
     return sum(x.sum() for x in jax.tree.leaves(tree)) / coordinates(tree)
-
-
-def normals(key: Key[Array, ""], like: Position, sd: float = 1.0) -> Position:
-    """Independent N(0, sd^2) in the shape of a pytree."""
-    leaves, tree = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    draws = [sd * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, draws)
 
 
 def preconditioner(curvature: Array, least: Array, steps: Scalar) -> Array:
