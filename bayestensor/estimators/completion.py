@@ -41,8 +41,8 @@ class TensorCompletion(BaseEstimator):
         random_state: a seed or a `numpy.random.RandomState`.
 
     Attributes:
-        rank_: the most frequent rank, an int for one bond, else bond -> int. A rank counts the indices r with
-            `||X restricted to r|| > 1e-3 ||X||`.
+        rank_: the most frequent rank, an int for one bond, else bond -> int. A rank counts the indices whose part of
+            the tensor is above 1e-3 of it and stands out from the noise (see `estimators.fitting`).
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
         factors_: core name -> array, of the last draw (of the mean, for 'variational' and 'map').
         noise_: posterior mean of the noise's standard deviation, in the units of the data.
