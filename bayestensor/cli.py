@@ -143,7 +143,7 @@ def predict(run_dir: Path, inputs: Path, out: Path | None) -> None:
     """Predict with the model of RUN_DIR: INPUTS is an .npy file of raw inputs, one a row."""
     with _one_line_errors():
         from bayestensor.experiment.folder import open_run
-        from bayestensor.files import vacant
+        from bayestensor.files import vacant, write_atomically
 
         open_run(run_dir)
         if out is not None:
@@ -154,10 +154,13 @@ def predict(run_dir: Path, inputs: Path, out: Path | None) -> None:
         if out is None:
             click.echo("\n".join(map(str, probabilities.argmax(axis=1).tolist())))
         else:
+            import io
+
             import numpy as np
 
-            with out.open("wb") as stream:
-                np.save(stream, probabilities, allow_pickle=False)
+            content = io.BytesIO()
+            np.save(content, probabilities, allow_pickle=False)
+            write_atomically(out, content.getvalue())
 
 
 @contextlib.contextmanager

@@ -81,7 +81,10 @@ DEFAULT_START = Map(name="map")
 
 
 class Sampler(Section):
-    """What all samplers share: where they start, how long they run, what is kept. An epoch is a pass over the data."""
+    """What all samplers share: where they start, how long they run, what is kept. An epoch is a pass over the data.
+
+    Chains (particles) are shared out among as many of the machine's devices as divide their number.
+    """
 
     start: one_of(STARTS) = DEFAULT_START  # type: ignore[valid-type]
     starts: Count = 1  # MAP solutions from different seeds, shared out among the chains or particles

@@ -18,8 +18,10 @@ from bayestensor.experiment.engines import DEFAULT_START, Ensemble, Sampler, map
 from bayestensor.experiment.progress import Progress, Silent
 from bayestensor.experiment.report import write_report
 from bayestensor.experiment.sampling import Context, Stage
-from bayestensor.experiment.session import Session
+from bayestensor.experiment.session import Session, load_sets
 from bayestensor.experiment.tally import Tally, Watched
+from bayestensor.files import vacant
+from bayestensor.inference.parallel import num_devices
 from bayestensor.typing import Position
 
 TWIN = "twin"  # the run folder of the dense twin, inside the run's own
@@ -32,7 +34,9 @@ def run(config: Config, out: Path, data_dir: Path | None = None, progress: Progr
     Raises:
         BayestensorError: the folder exists or cannot be written, data are missing, a step was not finite.
     """
-    return _finish(Session(config, folder.create(out, config, data_dir), data_dir, progress or Silent()))
+    vacant(Path(out))
+    sets = load_sets(config, data_dir)
+    return _finish(Session(config, folder.create(out, config, data_dir), sets, progress or Silent()))
 
 
 def resume(run_dir: Path, data_dir: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
@@ -45,7 +49,8 @@ def resume(run_dir: Path, data_dir: Path | None = None, progress: Progress | Non
         return found.summary()
     noted = found.manifest().get("data_dir")
     data_dir = data_dir or (Path(noted) if noted else None)
-    return _finish(Session(found.config(), found, data_dir, progress))
+    config = found.config()
+    return _finish(Session(config, found, load_sets(config, data_dir), progress))
 
 
 def _inner(path: Path) -> bool:
@@ -125,7 +130,8 @@ def _beyond_map(session: Session) -> outcome.Outcome | None:
     context = _context(session, jax.tree.map(lambda x: jnp.asarray(x[:, 0]), starts.positions))
     stage = Stage(context)
     found = outcome.outcome(context, stage.finish(), stage.tally)
-    return replace(found, sampling=found.sampling | stage.plan._asdict() | {"seconds": stage.total_seconds})
+    facts = stage.plan._asdict() | {"devices": num_devices(stage.members), "seconds": stage.total_seconds}
+    return replace(found, sampling=found.sampling | facts)
 
 
 def _context(session: Session, starts: Position) -> Context:
