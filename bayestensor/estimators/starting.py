@@ -24,6 +24,7 @@ _MOST_STARTS = 16
 _WORTH_STARTS = 1e10  # multiplications that the starts may take together, a second or three
 _SETTLED = 1.05  # growth of the noise precision in one call below which the warm-up has arrived
 _NEARLY_EXACT = 1e5  # noise precision, 50 dB, above which split components are looked for
+_SWEEPS_LEFT = 200  # near enough: to settle, to burn in and to draw
 _WORTH_A_CUT = 2e10  # multiplications saved that pay for compiling the smaller shape
 
 
@@ -54,8 +55,7 @@ def warm_up(
     """Cut, and sweep on while the noise still falls, at most as long again as the warm-up was."""
     ranks = [dict(model.network.ranks)]
     smaller, cut = model.keep(state, _alive(model, state))
-    left = sweeps_each
-    if left * (work(model.network, given) - work(smaller.network, given)) > _WORTH_A_CUT:
+    if _SWEEPS_LEFT * (work(model.network, given) - work(smaller.network, given)) > _WORTH_A_CUT:
         model, state = smaller, cut
         ranks.append(dict(model.network.ranks))
     key, settle_key = jax.random.split(key)
