@@ -85,7 +85,7 @@ def test_noise_has_the_kernel_as_its_covariance():
 
 def test_affine_part_is_the_definition():
     at, g, xi = particles(), particles(seed=1), jax.random.normal(jax.random.key(2), (7, 7))
-    drift, noise = affine(at, g, xi, 0.5)
+    drift, noise, rate = affine(at, g, xi, 0.5)
 
     def flat(tree):
         return np.concatenate([np.asarray(x).reshape(7, -1) for x in jax.tree.leaves(tree)], axis=1).astype(float)
@@ -94,6 +94,7 @@ def test_affine_part_is_the_definition():
     covariance = x.T @ x / 7
     np.testing.assert_allclose(flat(drift), flat(g) @ covariance + 0.5 * 13 / 7 * x, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(flat(noise), np.asarray(xi) @ x / 7**0.5, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(rate, np.linalg.norm(flat(g) @ x.T) / 7, rtol=1e-4)
 
 
 def gaussian(covariance):
@@ -140,6 +141,17 @@ def test_temperature_scales_the_variance():
     got, draws = spread(np.eye(2), temperature=0.25)
     assert 0.8 < got / 0.25 < 1.2
     assert 0.9 < draws.stats["variance_ratio"][:, -1].mean() < 1.1
+
+
+@pytest.mark.parametrize("wide", [30.0, 1000.0])
+def test_particles_that_start_too_wide_are_drawn_in(wide):
+    """Of sd 3 or 100 on a posterior of sd 0.1, where a stride of the sweep would pass the mode by 45 (10^5) of its sds
+    more than it came with. 20 particles, 2,000 steps: se 0.05."""
+    start = 0.1 * wide * jax.random.normal(jax.random.key(0), (1, 20, 5))
+    run = {"draws": 200, "thin": 10, "burn_in": 1000, "chunk": 200, "parallel": "vmap"}
+    draws, _ = sample(svgd(gaussian(0.01 * np.eye(5))), jax.random.key(1), start, jnp.zeros(1), **run)
+    assert not draws.stats["nonfinite"].any()
+    assert 0.8 < (draws.positions**2).mean() / 0.01 < 1.2
 
 
 @functools.cache

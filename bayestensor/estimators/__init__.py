@@ -1,5 +1,6 @@
 """Estimators in scikit-learn's conventions: hand over data, get predictions, intervals and ranks."""
 
 from bayestensor.estimators.completion import TensorCompletion
+from bayestensor.estimators.regression import TensorRegressor
 
-__all__ = ["TensorCompletion"]
+__all__ = ["TensorCompletion", "TensorRegressor"]

@@ -145,7 +145,7 @@ class Variational(Sampler):
 
     name: Literal["variational"]
     burn_in: NonNegative = 20.0
-    epochs: Positive = 1.0
+    epochs: Positive | None = None  # type: ignore[assignment]  # null: a step a draw, as draws of a fit are independent
     chains: Count = 1  # fits, each from a start of its own
     learning_rate: Positive = 1e-2  # of Adam, falling by a cosine over burn-in
     scale_floor: Positive = 1e-8  # smallest v

@@ -84,8 +84,10 @@ def _finish(session: Session) -> dict[str, Any]:
         "dense_twin": _dense_twin(session),
     }
     if found is not None:
-        stored = final * found.draws.shape[0] * found.draws.shape[1]
-        summary |= {"params_stored": stored, "sampling": found.sampling | {"start": _start_quality(session)}}
+        summary |= {
+            "params_stored": final * found.members,
+            "sampling": found.sampling | {"start": _start_quality(session)},
+        }
     session.folder.write_summary(summary)
     session.progress.finished(summary)
     if not _inner(session.folder.path):
@@ -97,11 +99,11 @@ def _model_file(
     session: Session, position: Position, found: outcome.Outcome | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     activation, data = session.config.model.activation, session.data
-    members = None if found is None else found.draws.shape[0] * found.draws.shape[1]
+    members = None if found is None else found.members
     if found is None:
         layers, arrays = measure.model_layers(session.model, position, activation)
     else:
-        layers, arrays = outcome.mixture_file(session.model, found.draws, activation)
+        layers, arrays = outcome.mixture_file(session.model, found.pieces, found.members, activation)
     spec = model_file.model_spec(layers, data.input_shape, data.num_classes, session.shift, session.divisor, members)
     return spec, arrays
 
@@ -115,15 +117,14 @@ def _beyond_map(session: Session) -> outcome.Outcome | None:
         context = _context(session, jax.tree.map(lambda x: x[:, 0], draws.positions))
         tally = context.new_tally(context.position, *draws.shape)
         tally.add(draws.positions)
-        return outcome.outcome(context, draws, tally)
+        return outcome.outcome(context, [draws], tally)
     if not isinstance(engine, Sampler):
         return None
     more = _more_starts(session, engine.starts - 1) if map_section(engine) else []
     starts = outcome.stacked(session.model, [session.position, *more], np.log(DEFAULT_START.scale_floor))
     context = _context(session, jax.tree.map(lambda x: jnp.asarray(x[:, 0]), starts.positions))
     stage = Stage(context)
-    draws = stage.finish()
-    found = outcome.outcome(context, draws, stage.tally)
+    found = outcome.outcome(context, stage.finish(), stage.tally)
     return replace(found, sampling=found.sampling | stage.plan._asdict() | {"seconds": stage.total_seconds})
 
 

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bayestensor.inference.base import Engine, Posterior, all_finite
+from bayestensor.inference.base import Engine, Posterior, all_finite, normals
 from bayestensor.inference.gradient import (
     coordinates,
     mean_over_coordinates,
-    normals,
     preconditioner,
     require_proper,
     running_mean,
@@ -222,13 +221,16 @@ def svgd(
         now = interact(members, kernel, z, g, normals(xi_key, z), frozen, left)
         mass = jax.tree.map(lambda a, b: jnp.where(adapting | (burn_in == 0), a, b), now.mass, state.mass)
         mass = per_leaf(members, kernel, mass, state.scale)
-        swept = affine(z, g, normals(sweep_key, jnp.zeros((n, n), each.log_density.dtype)), left)
+        *swept, rate = affine(z, g, normals(sweep_key, jnp.zeros((n, n), each.log_density.dtype)), left)
 
-        def stride(rate, drift, noise):
-            return rate * drift + jnp.sqrt(2 * rate * left) * noise
+        # particles that start far wider than the posterior would be swept past it, ever farther
+        sweeping = jnp.where(adapting, jnp.minimum(state.sweep, 1 / (step_size * rate)), state.sweep)
+
+        def stride(by, drift, noise):
+            return by * drift + jnp.sqrt(2 * by * left) * noise
 
         particles = jax.tree.map(
-            lambda x, s, m, *to: x + s * (stride(step_size / m, *to[:2]) + stride(step_size * state.sweep, *to[2:])),
+            lambda x, s, m, *to: x + s * (stride(step_size / m, *to[:2]) + stride(step_size * sweeping, *to[2:])),
             state.particles,
             state.scale,
             mass,
