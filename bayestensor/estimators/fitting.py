@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.estimators.inputs import Observed
-from bayestensor.estimators.starting import PORTION, best_start, portions, standing_out, warm_up
+from bayestensor.estimators.starting import PORTION, best_start, portions, seen_noise, standing_out, warm_up
 from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, State, sweeps
 from bayestensor.priors import InverseGamma
 from bayestensor.priors.base import ScalePrior
@@ -35,6 +35,7 @@ class Plan:
     num_draws: int
     burn_in: int
     warm_up: int
+    likelihood: str = "gaussian"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +119,11 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
     began = time.perf_counter()
     data = observations(network, given, values)
     model = Conjugate(
-        network, plan.prior or default_prior(network), core_variance(network, 1.0), smooth_cores(network, plan.smooth)
+        network,
+        plan.prior or default_prior(network),
+        core_variance(network, 1.0),
+        smooth_cores(network, plan.smooth),
+        plan.likelihood,
     )
     start_key, warm_key, draw_key = jax.random.split(key, 3)
     how = MAP if plan.inference == "map" else VARIATIONAL
@@ -137,7 +142,9 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
         "correlations": {name: np.mean(rho, axis=0) for name, rho in trace.correlations.items()},
     }
     precision = np.asarray(trace.precision)
-    shares = rank_shares(model.network, cores, precision, len(given.values))
+    if plan.likelihood == "bernoulli":  # what an entry tells of its log odds, at the mean
+        precision = np.full(len(precision), max(values.mean() * (1 - values.mean()), 1e-6))
+    shares = rank_shares(model.network, cores, seen_noise(model.network, precision, len(given.values)))
     return Fit(model.network, {k: v[None] for k, v in cores.items()}, precision, shares, diagnostics)
 
 
@@ -157,20 +164,26 @@ def noise_variance(precision: np.ndarray) -> float:
 
 
 def rank_shares(
-    network: Network, cores: dict[str, np.ndarray], precision: np.ndarray, count: int
+    network: Network, cores: dict[str, np.ndarray], noise: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Bond -> share of the draws whose rank is 0, 1, 2, ...; a rank counts the slices that stand out."""
+    """Bond -> share of the draws whose rank is 0, 1, 2, ...; a rank counts the slices that stand out.
+
+    Args:
+        network: of the cores.
+        cores: name -> [draw, ...].
+        noise: for each draw the noise that a slice must stand out from (see `standing_out`); none when None.
+    """
     counts: dict[str, list[int]] = {bond: [] for bond in network.bonds}
-    for k, tau in enumerate(precision):
-        norms = standing_out(network, {name: core[k] for name, core in cores.items()}, float(tau), count)
-        for bond, norm in norms.items():
+    for k in range(len(next(iter(cores.values())))):
+        level = 0.0 if noise is None else float(noise[k])
+        for bond, norm in standing_out(network, {name: core[k] for name, core in cores.items()}, level).items():
             counts[bond].append(int(np.sum(norm > 0)))
     return {bond: np.bincount(n, minlength=network.size[bond] + 1) / len(n) for bond, n in counts.items()}
 
 
 def _draws(model: Conjugate, state: State, data: Observations, plan: Plan, key) -> tuple[State, State]:
     """Burn in and draw."""
-    hold, traces = jnp.zeros(PORTION, bool), []
+    hold, traces = jnp.full(PORTION, model.likelihood == "bernoulli"), []
     for keys in portions(key, plan.burn_in + plan.num_draws):
         state, trace = sweeps(model, keys, state, data, GIBBS, hold)
         traces.append(jax.tree.map(np.asarray, trace))

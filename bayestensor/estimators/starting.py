@@ -24,6 +24,7 @@ _MOST_STARTS = 16
 _WORTH_STARTS = 1e10  # multiplications that the starts may take together, a second or three
 _SETTLED = 1.05  # growth of the noise precision in one call below which the warm-up has arrived
 _NEARLY_EXACT = 1e5  # noise precision, 50 dB, above which split components are looked for
+_SWEEPS_LEFT = 200  # near enough: to settle, to burn in and to draw
 _WORTH_A_CUT = 2e10  # multiplications saved that pay for compiling the smaller shape
 
 
@@ -31,15 +32,15 @@ def best_start(
     model: Conjugate, data: Observations, given: Observed, sweeps_each: int, how: How, key
 ) -> tuple[Conjugate, State]:
     """Mean-field sweeps from as many random starts as are cheap; the one of the best `_score`."""
-    count = len(given.values)
-    share = _WORTH_STARTS / (sweeps_each * work(model.network, given))
+    count, binary = len(given.values), model.likelihood == "bernoulli"  # whose noise has nothing to learn or score
+    share = 0.0 if binary else _WORTH_STARTS / (sweeps_each * work(model.network, given))
     best: tuple[float, State] | None = None
     for start_key in jax.random.split(key, max(1, min(_MOST_STARTS, int(share)))):
         first_key, warm_key = jax.random.split(start_key)
         cores = initialise(first_key, model.network, dtype=jnp.float64).cores
-        state = model.start(cores, _FIRST_PRECISION)
+        state = model.start(cores, 1.0 if binary else _FIRST_PRECISION)
         for part, keys in enumerate(portions(warm_key, sweeps_each)):
-            hold = jnp.arange(PORTION) < (_HELD - part * PORTION)
+            hold = jnp.full(PORTION, binary) | (jnp.arange(PORTION) < _HELD - part * PORTION)
             state, _ = sweeps(model, keys, state, data, how, hold)
         score = _score(model, state, count)
         if best is None or score < best[0]:
@@ -54,8 +55,7 @@ def warm_up(
     """Cut, and sweep on while the noise still falls, at most as long again as the warm-up was."""
     ranks = [dict(model.network.ranks)]
     smaller, cut = model.keep(state, _alive(model, state))
-    left = sweeps_each
-    if left * (work(model.network, given) - work(smaller.network, given)) > _WORTH_A_CUT:
+    if _SWEEPS_LEFT * (work(model.network, given) - work(smaller.network, given)) > _WORTH_A_CUT:
         model, state = smaller, cut
         ranks.append(dict(model.network.ranks))
     key, settle_key = jax.random.split(key)
@@ -72,7 +72,7 @@ def warm_up(
 
 def _settle(model: Conjugate, state: State, data: Observations, sweeps_each: int, how: How, key) -> State:
     """Sweeps until the noise no longer falls."""
-    still = jnp.zeros(PORTION, bool)
+    still = jnp.full(PORTION, model.likelihood == "bernoulli")
     for keys in portions(key, 2 * sweeps_each):
         before = float(state.precision)
         state, _ = sweeps(model, keys, state, data, how, still)
@@ -83,7 +83,7 @@ def _settle(model: Conjugate, state: State, data: Observations, sweeps_each: int
 
 def _score(model: Conjugate, state: State, count: int) -> float:
     """Akaike's `n log(noise variance) + 2 parameters`, of the slices that stand out: the lower the better."""
-    norms = standing_out(model.network, state.cores, float(state.precision), count)
+    norms = standing_out(model.network, state.cores, float(seen_noise(model.network, state.precision, count)))
     size = model.network.resized({bond: max(1, int(np.sum(norm > 0))) for bond, norm in norms.items()}).num_parameters
     return 2 * size - count * math.log(float(state.precision))
 
@@ -106,20 +106,23 @@ def _without_weakest(model: Conjugate, state: State) -> State:
     return state._replace(cores=cores, precision=jnp.asarray(_FIRST_PRECISION, state.precision.dtype))
 
 
-def standing_out(network: Network, cores: dict[str, Any], precision: float, count: int) -> dict[str, np.ndarray]:
+def standing_out(network: Network, cores: dict[str, Any], noise: float = 0.0) -> dict[str, np.ndarray]:
     """Bond -> `||X restricted to r||` where it exceeds 1e-3 ||X|| and what noise alone would give, else 0.
 
-    The best slice for pure noise of sd s, seen at n of N entries, has a norm near `s sqrt(N / n) * sum over its cores
-    of sqrt(entries tied to r)` (the spectral norm of a noise tensor: Tomioka and Suzuki, arXiv 1407.1870).
+    The best slice for pure noise has a norm near `noise * sum over its cores of sqrt(entries tied to r)`, noise =
+    `seen_noise` (the spectral norm of a noise tensor: Tomioka and Suzuki, arXiv 1407.1870).
     """
     norms, total = host_slice_norms(network, {k: np.asarray(v) for k, v in cores.items()})
-    noise = math.sqrt(math.prod(network.shape) / count / precision)
     out = {}
     for bond, norm in norms.items():
         tied = [math.prod(network.size[x] for x in c.legs if x != bond) for c in network.cores if bond in c.legs]
-        floor = noise * sum(map(math.sqrt, tied))
-        out[bond] = np.where(norm > max(RANK_THRESHOLD * total, floor), norm, 0)
+        out[bond] = np.where(norm > max(RANK_THRESHOLD * total, noise * sum(map(math.sqrt, tied))), norm, 0)
     return out
+
+
+def seen_noise(network: Network, precision: Any, count: int) -> Any:
+    """`sqrt(N / n / precision)`: noise of an entry, larger by what n of N entries leave unseen."""
+    return np.sqrt(math.prod(network.shape) / count / np.asarray(precision))
 
 
 def _alive(model: Conjugate, state: State) -> dict[str, np.ndarray]:

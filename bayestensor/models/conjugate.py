@@ -1,4 +1,4 @@
-"""Closed-form inference for one tensor with Gaussian noise: every core, scale and noise precision given the rest.
+"""Closed-form inference for one tensor behind noise: every core, scale and noise precision given the rest.
 
 `y = X[x] + noise / sqrt(precision)`, `core[q, p] ~ N(0, w)`, `w = sigma_core^2 * product of v`. In a core whose mode is
 smooth each column is an autoregression, `core[q + 1, p] ~ N(correlation[p] core[q, p], w)`, from a stationary start,
@@ -11,7 +11,7 @@ the correlation along. Each column has its own, because those that the data have
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayestensor.models.augment import augmented
 from bayestensor.priors.base import ScalePrior, conditional
 from bayestensor.priors.log_gamma import draw_log_gamma
 from bayestensor.tensor.contract import bond_energy, contract
-from bayestensor.tensor.network import Network
+from bayestensor.tensor.network import Factored, Network
 from bayestensor.tensor.normal import Observations, from_rows, normal_equations, row_shape, split_legs
 from bayestensor.typing import Array, Float, Key
 
@@ -64,12 +65,14 @@ class Conjugate:
         prior: of the scales.
         variance: sigma_core^2.
         smooth: names of cores whose rows are an autoregression; each has one mode leg.
+        likelihood: one of `augment.LIKELIHOODS`; for 'bernoulli' the values are 0 and 1 and the noise precision 1.
     """
 
     network: Network
     prior: ScalePrior
     variance: float
     smooth: tuple[str, ...] = ()
+    likelihood: str = "gaussian"
 
     def start(self, cores: Mapping[str, Array], precision: float) -> State:
         """Cores to start from, every scale at 1."""
@@ -86,7 +89,7 @@ class Conjugate:
     def keep(self, state: State, indices: Mapping[str, np.ndarray]) -> tuple[Conjugate, State]:
         """Model and state with only the given indices of each bond; sigma_core^2 stays what it was."""
         sizes = {bond: len(kept) for bond, kept in indices.items()}
-        smaller = Conjugate(self.network.resized(sizes), self.prior, self.variance, self.smooth)
+        smaller = replace(self, network=self.network.resized(sizes))
 
         def cut(array, legs):
             for axis, leg in enumerate(legs):
@@ -119,7 +122,10 @@ class Conjugate:
             hold: whether the noise precision stays as it is.
         """
         draw, spreads = how
-        core_key, scale_key, noise_key, correlation_key = jax.random.split(key, 4)
+        core_key, scale_key, noise_key, correlation_key, hidden_key = jax.random.split(key, 5)
+        if self.likelihood != "gaussian":
+            x = data.values(Factored(self.network, state.cores))
+            data = augmented(self.likelihood, hidden_key, data, x, state.precision, draw)
         cores, covariances, correlations = dict(state.cores), dict(state.covariances), dict(state.correlations)
         shapes = {name: row_shape(self.network, name) for name in cores}
         ends = np.cumsum([q * p for q, p in shapes.values()])
