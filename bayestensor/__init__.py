@@ -47,7 +47,7 @@ _WHERE = {
     "ranks.select": ("energy_share", "norm_lost", "rank_of", "raw_scale"),
     "fit": ("Fit", "fit_map"),
     "experiment.saved": ("load_run",),
-    "estimators": ("TensorCompletion", "TensorRegressor"),
+    "estimators": ("TensorClassifier", "TensorCompletion", "TensorRegressor"),
     "data": ("load_dataset",),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}

@@ -18,6 +18,7 @@ from bayestensor.estimators.remainder import build_remainder, log_evidence
 from bayestensor.models.coefficient import (
     Coefficient,
     CoefficientState,
+    Family,
     core_sd,
     row_space_draw,
     unknown_space_draw,
@@ -94,8 +95,15 @@ def test_both_ways_to_draw_have_the_mean_and_covariance_of_the_joint_gaussian():
             return row_space_draw(*map(jnp.asarray, (rows, weight, target)), first, second)
 
         for draw, size in ((by_unknowns, b * u), (by_rows, b * u + b * n)):
-            mean, root = jax.jit(lambda e, f=draw: (f(e), jax.jacobian(f)(e)))(jnp.zeros(size))
+            found = jax.jit(lambda e, f=draw: (*f(e), jax.jacobian(lambda e: f(e)[0])(e)))(jnp.zeros(size))
+            mean, log_z, root = map(np.asarray, found)
             for system in range(b):
+                seen = weight[system] > 0
+                aim = (target[system] / np.sqrt(np.where(seen, weight[system], 1)))[seen]
+                scaled = (np.sqrt(weight[system])[:, None] * rows)[seen]
+                density = scipy.stats.multivariate_normal.logpdf(aim, cov=np.eye(len(aim)) + scaled @ scaled.T)
+                noise_alone = scipy.stats.norm.logpdf(aim).sum()
+                np.testing.assert_allclose(log_z[system], density - noise_alone, atol=1e-10)
                 covariance = np.linalg.inv(np.eye(u) + gram[system])
                 np.testing.assert_allclose(mean[system], covariance @ moment[system], atol=1e-10)
                 np.testing.assert_allclose(root[system] @ root[system].T, covariance, atol=1e-10)
@@ -104,35 +112,34 @@ def test_both_ways_to_draw_have_the_mean_and_covariance_of_the_joint_gaussian():
 def test_a_sweep_keeps_the_prior_when_data_are_drawn_from_it():
     """Joint distribution test (Geweke, JASA 99, 2004): prior draw, data, one sweep: the state is a prior draw again.
 
-    4,000 pairs, two-sample KS on three statistics: p < 1e-5 in none of them but by a chance of 3e-5; data of three times
+    4,000 pairs, two-sample KS on four statistics: p < 1e-5 in none of them but by a chance of 4e-5; data of three times
     the standard deviation that the sweep believes are seen.
     """
     network = cp((3,), (2,), rank=2)
-    model = Coefficient(network, InverseGamma(3.0, 3.0), core_variance(network, 1.0))
+    model = Coefficient(network, InverseGamma(3.0, 3.0), core_variance(network, 1.0), ("factor0",))
+    family = [part[::8] for part in covariates.autoregressions(np.eye(3))]
 
-    def prior(key):
-        scale_key, core_key = jax.random.split(key)
+    def one(key, sd, family):
+        scale_key, core_key, member_key, x_key, y_key, sweep_key = jax.random.split(key, 6)
         scales = {"rank": model.prior.sample(scale_key, (2,), jnp.float64)}
-        z = initialise(core_key, network, 1.0, dtype=jnp.float64).cores
-        unit = core_variance(network, 1.0) ** -0.5
-        cores = {k: c * unit * core_sd(network, k, scales, model.variance)[None] for k, c in z.items()}
-        return CoefficientState(cores, scales, {})
-
-    def one(now):
-        key, sd = now
-        first, x_key, y_key, sweep_key = jax.random.split(key, 4)
-        state = prior(first)
+        cores, unit = initialise(core_key, network, 1.0, dtype=jnp.float64).cores, core_variance(network, 1.0) ** -0.5
+        cores = {k: c * unit * core_sd(network, k, scales, model.variance)[None] for k, c in cores.items()}
+        member = jax.random.randint(member_key, (), 0, len(family.log_det))
+        cores["factor0"] = family.root[member] @ cores["factor0"]
+        state = CoefficientState(cores, scales, {"factor0": member})
         x = jax.random.normal(x_key, (6, 3), jnp.float64)
-        eta = equations.responses(network, state.cores, x)
+        eta = equations.responses(network, cores, x)
         y = eta + sd * jax.random.normal(y_key, eta.shape, eta.dtype)
-        return statistics(state), statistics(model.move(sweep_key, state, x, jnp.ones_like(y), y, {}, 1.0))
+        after = model.move(sweep_key, state, x, jnp.ones_like(y), y, {"factor0": family}, 1.0)
+        return statistics(state), statistics(after)
 
     def statistics(state):
         w = equations.responses(network, state.cores, jnp.eye(3, dtype=jnp.float64))
-        return jnp.stack([state.scales["rank"].sum(), (w**2).sum(), (state.cores["factor0"] ** 2).sum()])
+        lag = (state.cores["factor0"][1:] * state.cores["factor0"][:-1]).sum()
+        return jnp.stack([state.scales["rank"].sum(), (w**2).sum(), lag, state.member["factor0"].astype(lag.dtype)])
 
     with jax.enable_x64(True):
-        run = jax.jit(lambda keys, sd: jax.lax.map(lambda key: one((key, sd)), keys))
+        run = jax.jit(lambda keys, sd: jax.lax.map(lambda key: one(key, sd, Family(*map(jnp.asarray, family))), keys))
         keys = jax.random.split(jax.random.key(0), 8000)
         found = {sd: [np.asarray(a) for a in run(keys, sd)] for sd in (1.0, 3.0)}
     for sd, (before, after) in found.items():
@@ -210,7 +217,7 @@ def test_bases_lose_nothing_and_carry_the_autoregression():
         size=(7, 1, 4)
     )
     bases = covariates.mode_bases(x.reshape(7, -1), (20, 4))
-    assert [b.shape for b in bases] == [(20, 3), (4, 4)]
+    assert [b.shape for b in bases] == [(20, 8), (4, 4)]
     small = covariates.project(x.reshape(7, -1), (20, 4), bases)
     np.testing.assert_allclose(covariates.expand(np.moveaxis(small, 0, -1), bases), np.moveaxis(x, 0, -1), atol=1e-6)
     roots, inverses, log_dets = covariates.autoregressions(bases[0])
@@ -218,7 +225,7 @@ def test_bases_lose_nothing_and_carry_the_autoregression():
     for root, inverse, log_det, rho in zip(roots, inverses, log_dets, CORRELATIONS, strict=True):
         covariance = bases[0].T @ rho**lag @ bases[0]
         np.testing.assert_allclose(root @ root.T, covariance, atol=1e-10)
-        np.testing.assert_allclose(inverse @ root, np.eye(3), atol=1e-8)
+        np.testing.assert_allclose(inverse @ root, np.eye(8), atol=1e-8)
         np.testing.assert_allclose(2 * log_det, np.linalg.slogdet(covariance)[1], atol=1e-8)
 
 

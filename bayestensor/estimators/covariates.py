@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bayestensor.models.conjugate import CORRELATIONS
+from bayestensor.tensor.network import Network
 
 _MOST_DIRECTIONS = 64  # coordinates of one covariate mode
 
@@ -25,21 +26,33 @@ class Units:
         return (x - self.mean) / self.scale
 
 
-def flat_covariates(x: Any, shape: tuple[int, ...] | None) -> tuple[Any, tuple[int, ...] | None]:
-    """(x as a table (n, p), shape of one covariate tensor where x or the parameter `shape` tells it).
+def read_covariates(
+    estimator: Any, x: Any, fitted: tuple[int, ...] | None = None
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """(covariates (n, p), shape of one covariate tensor), checked as scikit-learn does.
+
+    Args:
+        estimator: with the parameter `shape`; learns `n_features_in_`.
+        x: (n, *shape), or flat (n, p).
+        fitted: the shape that the fit had, at prediction.
 
     Raises:
-        ValueError: x has another shape than the parameter says.
+        ValueError: x has another shape than the parameter or the fit, holds NaN or infinities, or is too little.
     """
+    from sklearn.utils.validation import validate_data
+
+    shape = fitted or checked_shape(estimator.shape)
     axes = getattr(x, "shape", None) or np.shape(x)
+    own = tuple(int(n) for n in axes[1:])
     if len(axes) > 2:
-        own = tuple(int(n) for n in axes[1:])
         if shape is not None and own != shape:
-            raise ValueError(f"one covariate tensor has shape {own}; shape={shape} is asked for")
-        return np.asarray(x).reshape(axes[0], -1), own
-    if len(axes) == 2 and shape is not None and math.prod(shape) != axes[1]:
+            wanted = f"the fit had {shape}" if fitted else f"shape={shape} is asked for"
+            raise ValueError(f"one covariate tensor has shape {own}; {wanted}")
+        x, shape = np.asarray(x).reshape(axes[0], -1), own
+    elif len(axes) == 2 and shape is not None and fitted is None and math.prod(shape) != axes[1]:
         raise ValueError(f"X has {axes[1]} columns; shape={shape} needs {math.prod(shape)}")
-    return x, shape
+    x = validate_data(estimator, x, reset=fitted is None, dtype=np.float64, ensure_min_samples=1 if fitted else 2)
+    return x, shape or (x.shape[1],)
 
 
 def checked_shape(shape: Any) -> tuple[int, ...] | None:
@@ -81,8 +94,9 @@ def _size(values: np.ndarray) -> float:
 def mode_bases(x: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
     """For each covariate mode an orthonormal (size, m): the directions in which the covariates vary at all.
 
-    Directions with less than 1e-10 of the energy are left out, and the weakest beyond 64 of them. W has no say about
-    the rest, so that a factor of 571 smooth wavelengths is one of some dozen coordinates.
+    Directions with less than 1e-10 of the energy are left out, up to a multiple of 8 (so that folds of one data set
+    share a compiled program), and the weakest beyond 64. W has no say about the rest: a factor of 571 smooth
+    wavelengths is one of some dozen coordinates.
     """
     tensor, bases = x.reshape(-1, *shape), []
     for k, size in enumerate(shape):
@@ -93,7 +107,7 @@ def mode_bases(x: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
         else:
             vectors, singular, _ = np.linalg.svd(unfolding, full_matrices=False)
             energy = singular**2
-        m = min(max(1, int((energy > 1e-10 * energy.sum()).sum())), _MOST_DIRECTIONS)
+        m = min(_rounded(int((energy > 1e-10 * energy.sum()).sum()), 8), _MOST_DIRECTIONS, len(energy))
         bases.append(np.eye(size) if m == size else np.ascontiguousarray(vectors[:, :m]))
     return bases
 
@@ -105,6 +119,11 @@ def project(x: np.ndarray, shape: tuple[int, ...], bases: list[np.ndarray]) -> n
         if basis.shape[0] != basis.shape[1]:
             tensor = np.moveaxis(np.tensordot(tensor, basis, axes=(k + 1, 0)), -1, k + 1)
     return tensor
+
+
+def in_network(x: np.ndarray, shape: tuple[int, ...], bases: list[np.ndarray], network: Network) -> np.ndarray:
+    """Covariates (n, p) as the network takes them: in the bases, with its row modes as axes."""
+    return project(x, shape, bases).reshape(-1, *network.shape[: len(network.rows)])
 
 
 def expand(weight: np.ndarray, bases: list[np.ndarray]) -> np.ndarray:
@@ -131,6 +150,16 @@ def autoregressions(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
         roots.append(triangle * np.sign(np.diagonal(triangle))[None])
     inverses = [solve_triangular(root, np.eye(len(root)), lower=True) for root in roots]
     return np.stack(roots), np.stack(inverses), np.log([np.diagonal(root) for root in roots]).sum(axis=1)
+
+
+def filled(array: np.ndarray, axes: tuple[int, ...] = (0,)) -> np.ndarray:
+    """Zeros added up to a multiple of 32: inert data, so that folds of nearly one size share a compiled program."""
+    widths = [(0, _rounded(n, 32) - n if k in axes else 0) for k, n in enumerate(array.shape)]
+    return np.pad(array, widths)
+
+
+def _rounded(n: int, step: int) -> int:
+    return max(1, -(-n // step)) * step
 
 
 def seed_of(random_state: Any) -> int:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from bayestensor.estimators.coefficient import (
     check_plan,
@@ -22,17 +22,17 @@ from bayestensor.estimators.coefficient import (
     starts,
 )
 from bayestensor.estimators.covariates import (
-    checked_shape,
     covariate_units,
     expand,
-    flat_covariates,
+    filled,
+    in_network,
     mode_bases,
-    project,
+    read_covariates,
     response_units,
     seed_of,
 )
 from bayestensor.estimators.fitting import rank_shares
-from bayestensor.estimators.remainder import KINDS, build_remainder
+from bayestensor.estimators.remainder import build_remainder, check_remainder
 from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import mixture_interval
 from bayestensor.models.coefficient import Coefficient, Family
@@ -112,9 +112,8 @@ class TensorRegressor(RegressorMixin, BaseEstimator):
         """
         began = time.perf_counter()
         check_plan(self)
-        if self.remainder not in KINDS:
-            raise ValueError(f"remainder is {self.remainder!r}; one of {KINDS} is needed")
-        x, self.covariate_shape_ = self._read(X, reset=True)
+        check_remainder(self.remainder)
+        x, self.covariate_shape_ = read_covariates(self, X)
         y = self._read_response(y, len(x))
         self.response_shape_ = y.shape[1:]
         flat_y = y.reshape(len(y), -1)
@@ -148,18 +147,14 @@ class TensorRegressor(RegressorMixin, BaseEstimator):
         if self._remainder.kind is None and len(vectors) == vectors.shape[1]:
             lost = np.zeros_like(lost)  # nothing was lost: the vectors are the identity
         arrays = (
-            self._in_bases(vectors.T @ x, network),
-            turned.reshape(-1, *cols),
-            self._remainder.spectrum,
+            filled(in_network(vectors.T @ x, self.covariate_shape_, self._bases, network)),
+            filled(turned.reshape(-1, *cols)),
+            filled(self._remainder.spectrum),
             lost.reshape(cols),
             np.asarray(len(x) - 1.0),
         )
         x_, y_, spectrum, lost_, count = map(jnp.asarray, arrays)
         return Centred(x_, y_, spectrum, lost_, count, families)
-
-    def _in_bases(self, x: np.ndarray, network: Network) -> np.ndarray:
-        """Covariates (n, p) as the network takes them."""
-        return project(x, self.covariate_shape_, self._bases).reshape(-1, *network.shape[: len(network.rows)])
 
     def _summarise(self, trace: RegressionState) -> None:
         flat = self.draws_.flat()
@@ -221,30 +216,21 @@ class TensorRegressor(RegressorMixin, BaseEstimator):
     def _predictive(self, X: Any):
         """Blocks of data: (means, variances) of new responses, [draw, datum, response], in the units of the fit."""
         check_is_fitted(self)
-        x, _ = self._read(X, reset=False)
+        x, _ = read_covariates(self, X, self.covariate_shape_)
         x = self._x_units.into(x)
         flat, k = self.draws_.flat(), self._y_units.mean.size
-        size = max(1, min(_BLOCK // (len(flat["precision"]) * k), len(x)))
-        size = 2 ** math.floor(math.log2(size)) if size < len(x) else size
+        size = max(1, _BLOCK // (len(flat["precision"]) * k))
         for at in range(0, len(x), size):
             block = x[at : at + size]
             kernel, own = self._remainder.at(block)
-            fill = size - len(block)
-            block, kernel = (np.pad(a, ((0, fill), (0, 0))) for a in (block, kernel))
+            rows = in_network(block, self.covariate_shape_, self._bases, self.network_)
             with jax.enable_x64(True):
-                args = (self._in_bases(block, self.network_), kernel, np.pad(own, (0, fill)))
-                found = _predictive(self.network_, flat, self._data, *map(jnp.asarray, args))
-            yield tuple(np.asarray(a).reshape(a.shape[0], size, k)[:, : size - fill] for a in found)
+                args = map(jnp.asarray, (filled(rows), filled(kernel, (0, 1)), filled(own)))
+                found = _predictive(self.network_, flat, self._data, *args)
+            yield tuple(np.asarray(a).reshape(len(a), -1, k)[:, : len(block)] for a in found)
 
     def _to_response(self, values: np.ndarray, shift: float = 1.0) -> np.ndarray:
         return (values * self._y_units.scale + shift * self._y_units.mean).reshape(-1, *self.response_shape_)
-
-    def _read(self, X: Any, reset: bool) -> tuple[np.ndarray, tuple[int, ...]]:
-        x, shape = flat_covariates(X, checked_shape(self.shape) if reset else None)
-        x = validate_data(self, x, reset=reset, dtype=np.float64, ensure_min_samples=2 if reset else 1)
-        if not reset and shape is not None and shape != self.covariate_shape_:
-            raise ValueError(f"one covariate tensor has shape {shape}; the fit had {self.covariate_shape_}")
-        return x, shape or (x.shape[1],)
 
     def _read_response(self, y: Any, n: int) -> np.ndarray:
         from sklearn.utils.validation import _check_y, check_consistent_length

@@ -46,6 +46,16 @@ class Remainder:
         return np.zeros((len(x), len(self.spectrum))), np.zeros(len(x))
 
 
+def check_remainder(kind: Any) -> None:
+    """Refuse what names no kind.
+
+    Raises:
+        ValueError: see above.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"remainder is {kind!r}; one of {KINDS} is needed")
+
+
 def build_remainder(kind: str | None, x: np.ndarray, y: np.ndarray) -> Remainder:
     """The remainder asked for, for centred covariates (n, p) of mean square norm 1 and centred responses (n, k).
 

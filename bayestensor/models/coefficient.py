@@ -94,12 +94,14 @@ class Coefficient:
         core_key, member_key, scale_key = jax.random.split(key, 3)
         sizes = [self._noise_size(core.name, weight.shape) for core in network.cores]
         noise = jnp.split(jax.random.normal(core_key, (sum(sizes),), x.dtype) * draw, np.cumsum(sizes)[:-1])
+        member: dict[str, Any] = dict(state.member)
         for piece, core in zip(noise, network.cores, strict=True):
-            family = families.get(core.name)
-            root = None if family is None else family.root[state.member[core.name]]
-            cores[core.name] = self._core(core.name, cores, state.scales, x, weight, target, root, piece)
-        member, white = self._members(member_key, cores, state.scales, families, draw)
-        return CoefficientState(cores, self._scales(scale_key, state.scales, white, draw), member)
+            name, family = core.name, families.get(core.name)
+            cores[name], member[name] = self._core(
+                name, cores, state.scales, x, weight, target, family, member.get(name), piece, draw
+            )
+        chosen, white = self._members(member_key, cores, state.scales, families, draw)
+        return CoefficientState(cores, self._scales(scale_key, state.scales, white, draw), chosen)
 
     def _systems(self, name: str, shape: tuple[int, ...]) -> tuple[int, int, int, bool]:
         """(systems, rows of the design, unknowns, whether to solve in the space of the rows)."""
@@ -109,30 +111,47 @@ class Coefficient:
 
     def _noise_size(self, name: str, shape: tuple[int, ...]) -> int:
         b, rows, u, dual = self._systems(name, shape)
-        return b * (u + rows) if dual else b * u
+        return 2 + (b * (u + rows) if dual else b * u)
 
-    def _core(self, name, cores, scales, x, weight, target, root, noise) -> Array:
-        """One core given the others: in whitened coordinates its prior is N(0, I)."""
+    def _core(self, name, cores, scales, x, weight, target, family, member, noise, draw) -> tuple[Array, Any]:
+        """One core given the others (and the member of its family with the core integrated out).
+
+        In whitened coordinates the prior of the core is N(0, I). The member is moved by a Metropolis step whose ratio
+        is that of the evidences: given the core itself it would hardly move, since a core that the data leave open
+        looks like whatever it was drawn from.
+        """
         network = self.network
         b, rows, u, dual = self._systems(name, weight.shape)
         (z, legs), far = core_covariates(network, cores, name, x)
-        if root is not None:
-            (mode,) = unknowns(network, name).own
-            z = contract([(z, legs), (root, (mode, "white"))], tuple("white" if leg == mode else leg for leg in legs))
         _, q, p = system_shape(network, name)
         sd = jnp.broadcast_to(core_sd(network, name, scales, self.variance)[None], (q, p)).reshape(-1)
-        if dual:
-            w, t = by_system(network, name, weight), by_system(network, name, target)
-            rows_ = design(network, name, (z, legs), far) * sd[None]
-            white = row_space_draw(rows_, w, t, noise[: b * u].reshape(b, u), noise[b * u :].reshape(b, rows))
-        else:
-            gram, moment = normal_equations(network, name, (z, legs), far, weight, target)
-            outer = sd[:, None] * sd[None, :]
-            white = unknown_space_draw(gram * outer[None], moment * sd[None], noise.reshape(b, u))
-        core = (white * sd[None]).reshape(b, q, p)
-        if root is not None:
-            core = jnp.einsum("qr,brp->bqp", root, core)
-        return from_systems(network, name, core)
+        w, t = by_system(network, name, weight), by_system(network, name, target)
+
+        def drawn(root):
+            near = (z, legs)
+            if root is not None:
+                (mode,) = unknowns(network, name).own
+                near = contract([near, (root, (mode, "white"))], tuple("white" if x == mode else x for x in legs)), legs
+            if dual:
+                rows_ = design(network, name, near, far) * sd[None]
+                white, log_z = row_space_draw(
+                    rows_, w, t, noise[2 : 2 + b * u].reshape(b, u), noise[2 + b * u :].reshape(b, rows)
+                )
+            else:
+                gram, moment = normal_equations(network, name, near, far, weight, target)
+                outer = sd[:, None] * sd[None, :]
+                white, log_z = unknown_space_draw(gram * outer[None], moment * sd[None], noise[2:].reshape(b, u))
+            core = (white * sd[None]).reshape(b, q, p)
+            return (core if root is None else jnp.einsum("qr,brp->bqp", root, core)), log_z.sum()
+
+        if family is None:
+            return from_systems(network, name, drawn(None)[0]), member
+        steps = jnp.floor(jax.scipy.special.ndtr(noise[0]) * len(family.log_det)).astype(int)
+        tried = jnp.stack([member, (member + steps) % len(family.log_det)])
+        both, log_z = jax.vmap(lambda k: drawn(family.root[k]))(tried)
+        better = log_z[1] - log_z[0] > draw * jax.scipy.special.log_ndtr(noise[1])
+        taken = better.astype(int)
+        return from_systems(network, name, both[taken]), tried[taken]
 
     def _members(self, key, cores, scales, families, draw) -> tuple[dict[str, Array], dict[str, Array]]:
         """Member of each family given its core, and the cores with that covariance taken out.
@@ -184,11 +203,15 @@ def core_sd(network: Network, name: str, scales: dict[str, Array], variance: flo
 
 def unknown_space_draw(
     gram: Float[Array, "b u u"], moment: Float[Array, "b u"], noise: Float[Array, "b u"]
-) -> Float[Array, "b u"]:
-    """`N(A^-1 moment, A^-1)`, `A = I + gram`: a draw where noise is standard normal, the mean where it is 0."""
+) -> tuple[Float[Array, "b u"], Float[Array, "b"]]:
+    """(draw, log evidence) of `N(A^-1 moment, A^-1)`, `A = I + gram`: where noise is 0, the mean.
+
+    The evidence is up to what does not depend on the design: `-log det(A) / 2 + moment A^-1 moment / 2`.
+    """
     root = jnp.linalg.cholesky(jnp.eye(gram.shape[-1], dtype=gram.dtype)[None] + gram)
-    white = _solve(root, moment[..., None], transposed=False) + noise[..., None]
-    return _solve(root, white, transposed=True)[..., 0]
+    half = _solve(root, moment[..., None], transposed=False)
+    draw = _solve(root, half + noise[..., None], transposed=True)[..., 0]
+    return draw, 0.5 * (half**2).sum((1, 2)) - _log_det(root)
 
 
 def row_space_draw(
@@ -197,7 +220,7 @@ def row_space_draw(
     target: Float[Array, "b n"],
     noise: Float[Array, "b u"],
     row_noise: Float[Array, "b n"],
-) -> Float[Array, "b u"]:
+) -> tuple[Float[Array, "b u"], Float[Array, "b"]]:
     """As `unknown_space_draw` with `gram = rows^T diag(weight) rows`, by n x n systems: for more unknowns than rows.
 
     `u ~ N(0, I)`, `(R R^T + I) s = t / sqrt(w) - R u - noise`, `u + R^T s`, R = sqrt(w) rows (Bhattacharya,
@@ -208,8 +231,14 @@ def row_space_draw(
     kernel = half[:, :, None] * half[:, None, :] * (rows @ rows.T)[None]
     root = jnp.linalg.cholesky(jnp.eye(len(rows), dtype=rows.dtype)[None] + kernel)
     gap = aim - half * (noise @ rows.T) - row_noise
-    s = _solve(root, _solve(root, gap[..., None], transposed=False), transposed=True)[..., 0]
-    return noise + (half * s) @ rows
+    both = _solve(root, jnp.stack([gap, aim], axis=-1), transposed=False)
+    s = _solve(root, both[..., :1], transposed=True)[..., 0]
+    log_z = 0.5 * (aim**2).sum(1) - 0.5 * (both[..., 1] ** 2).sum(1) - _log_det(root)
+    return noise + (half * s) @ rows, log_z
+
+
+def _log_det(root: Float[Array, "b u u"]) -> Float[Array, "b"]:
+    return jnp.log(jnp.diagonal(root, axis1=1, axis2=2)).sum(1)
 
 
 def _solve(root: Array, right: Array, transposed: bool) -> Array:
