@@ -45,6 +45,8 @@ _WHERE = {
     "ranks.explore": ("as_draws", "rank_posterior", "unstack"),
     "ranks.mass": ("prune_draws", "select_by_mass"),
     "ranks.select": ("energy_share", "norm_lost", "rank_of", "raw_scale"),
+    "compression.compress": ("compress",),
+    "compression.tensorize": ("tensorize",),
     "fit": ("Fit", "fit_map"),
     "experiment.saved": ("load_run",),
     "estimators": ("TensorClassifier", "TensorCompletion", "TensorRegressor"),
