@@ -250,9 +250,11 @@ def _fresh(parent: Path, name: str) -> Path:
 
 
 def _finished(out: Path, summary: dict[str, Any]) -> None:
-    from bayestensor.experiment.console import summary_table
+    from bayestensor.experiment.console import summary_table, verdict_line
 
     _print(summary_table(summary))
+    if verdict := verdict_line(summary):
+        click.echo(verdict)
     if (out / "report.html").is_file():
         click.echo(f"report: {out / 'report.html'}")
     click.echo(f"run: {out}")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from bayestensor.data import load_dataset
-from bayestensor.errors import ConfigError
-from bayestensor.experiment import check, config, folder, run, sampling
+from bayestensor.experiment import config, folder, run, sampling
 from bayestensor.experiment.progress import Silent
 from bayestensor.experiment.saved import load_run
 from bayestensor.inference import checkpoint
@@ -195,21 +194,3 @@ def test_draws_cut_by_posterior_mass_predict_alike(finished):
     x = np.random.default_rng(0).normal(size=(50, 64)).astype(np.float32)
     before, after = (one.map(lambda position: model.apply(position, x)) for one in (dead, pruned))
     np.testing.assert_allclose(after, before, atol=2e-5 * np.abs(before).max())
-
-
-REFUSED = {
-    "engine.draws": ({"draws": 1000}, "at most the 20 steps"),
-    "engine.batch_size": ({"batch_size": 5000}, "at most the 1293"),
-    "engine.scale_draws": ({"scale_draws": 1, "temperature": 0.5}, "exact draws have temperature 1"),
-    "engine.chains": ({"chains": 10**9}, "this machine has"),
-    "engine.name": ({"name": "nuts", "epochs": 9}, "at most 2,000"),
-}
-
-
-@pytest.mark.parametrize("key", REFUSED)
-def test_what_an_engine_cannot_do_is_said_before_it_starts(key):
-    engine, fragment = REFUSED[key]
-    wide = {"model": SMALL["model"] | {"hidden": [256], "rank": 16}}
-    with pytest.raises(ConfigError) as caught:
-        check.check(settings(engine, **wide))
-    assert key in str(caught.value) and fragment in str(caught.value)

@@ -301,6 +301,13 @@ def size_problems(config: Config, coordinates: int) -> list[str]:
             f"engine.{key}: given {members}; with {coordinates:,} numbers each a step needs about "
             f"{members * each / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f}: at most {int(memory // each)}"
         ]
+    draws, stored = getattr(engine, "draws", 1), 4 * members * coordinates
+    if draws * stored > memory:
+        return [
+            f"engine.draws: given {draws}; {key} {members} and {coordinates:,} numbers a draw come to "
+            f"{draws * stored / 1e9:.1f} GB to predict with, and this machine has {memory / 1e9:.1f}: "
+            f"at most {int(memory // stored)}"
+        ]
     return []
 
 

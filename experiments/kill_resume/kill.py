@@ -33,10 +33,10 @@ ENGINES = {
 SETTINGS = {
     "name": "kill",
     "data": {"name": "digits", "scaling": "standard"},
-    "model": {"name": "mlp", "hidden": [16], "rank": 4, "activation": "gelu"},
+    "model": {"name": "mlp", "hidden": [], "rank": 4},
     "prior": {"name": "half_cauchy"},
-    "train": {"epochs": 12, "batch_size": 128},
-    "prune": {"epochs": [4, 8], "threshold": 0.2},
+    "train": {"epochs": 9, "batch_size": 128},
+    "prune": {"epochs": [3, 6], "threshold": 0.2},
     "dense_twin": False,
 }
 LEFT = ("draws/*", "pruned/*", "sampling.jsonl", "metrics.jsonl", "model.npz", "starts/*/model.npz")
