@@ -139,7 +139,11 @@ def test_a_sweep_keeps_the_prior_when_data_are_drawn_from_it():
         return jnp.stack([state.scales["rank"].sum(), (w**2).sum(), lag, state.member["factor0"].astype(lag.dtype)])
 
     with jax.enable_x64(True):
-        run = jax.jit(lambda keys, sd: jax.lax.map(lambda key: one(key, sd, Family(*map(jnp.asarray, family))), keys))
+        run = jax.jit(
+            lambda keys, sd: jax.lax.map(
+                lambda key: one(key, sd, Family(*map(jnp.asarray, family))), keys, batch_size=500
+            )
+        )
         keys = jax.random.split(jax.random.key(0), 8000)
         found = {sd: [np.asarray(a) for a in run(keys, sd)] for sd in (1.0, 3.0)}
     for sd, (before, after) in found.items():

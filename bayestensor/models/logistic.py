@@ -58,7 +58,7 @@ def polya_gamma(key: Key[Array, ""], c: Array, draw: float | Array = 1.0) -> Arr
 
     `omega = sum_j g_j / (2 pi^2 ((j - 1/2)^2 + (c / 2 pi)^2))`, g exponential; the tail of the sum is set to its mean.
     """
-    j = jnp.arange(1, _TERMS + 1, dtype=c.dtype) - 0.5
+    j = jnp.arange(1, _TERMS + 1, dtype=c.dtype).reshape(*[1] * c.ndim, -1) - 0.5
     rates = 1 / (2 * math.pi**2 * (j**2 + (c[..., None] / (2 * math.pi)) ** 2))
     near = jnp.abs(c) < 1e-3
     safe = jnp.where(near, 1.0, c)
