@@ -257,8 +257,8 @@ def svgd(
 
     def without_noise(state, g) -> State:
         one = jax.tree.map(lambda x: x[0], state.particles)
-        members, options = groups(kernel, posterior, one), {"temperature": temperature, "several_modes": several_modes}
-        now = interact(members, kernel, state.particles, g, **options)
+        members = groups(kernel, posterior, one)
+        now = interact(members, kernel, state.particles, g, None, None, temperature, several_modes)
         n = jax.tree.leaves(state.particles)[0].shape[0]
         descent = jax.tree.map(lambda drift: -drift / n, now.drift)
         updates, optimiser = mover.update(descent, state.optimiser, state.particles)
