@@ -1,4 +1,4 @@
-"""The command line: run, resume, check, report, export, predict. Heavy imports wait until a command needs them."""
+"""The command line: run, resume, check, report, export, predict, complete. Heavy imports wait for their command."""
 
 from __future__ import annotations
 
@@ -161,6 +161,33 @@ def predict(run_dir: Path, inputs: Path, out: Path | None) -> None:
             content = io.BytesIO()
             np.save(content, probabilities, allow_pickle=False)
             write_atomically(out, content.getvalue())
+
+
+@main.command()
+@click.argument("tensor", metavar="IN", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@click.option("--format", default="cp", show_default=True, help="Network of the tensor.")
+@click.option("--max-rank", type=int, help="Largest rank.  [default: from shape and number of observations]")
+@click.option("--draws", default=100, show_default=True, help="Posterior draws.")
+@click.option("--hold-out", default=0.1, show_default=True, help="Share of entries a first fit is tested on; 0: none.")
+@click.option("--seed", default=0, show_default=True)
+def complete(
+    tensor: Path, out: Path, format: str, max_rank: int | None, draws: int, hold_out: float, seed: int
+) -> None:
+    """Fill the holes of the tensor in IN (.npy, .npz, .nc, or a .csv or .parquet long table), with intervals.
+
+    OUT gets the completed tensor (mean, sd, ends of the 90 % interval) in the kind of file that IN is, summary.json and
+    figures.
+    """
+    with _one_line_errors():
+        from bayestensor.experiment.complete import complete as fill
+
+        _keep_compiled()
+        options = {"format": format, "max_rank": max_rank or "auto", "num_draws": draws, "random_state": seed}
+        _, summary = fill(tensor, out, options, hold_out, click.echo)
+        for name, value in summary.items():
+            click.echo(f"{name}: {value}")
+        click.echo(f"completed: {out}")
 
 
 @contextlib.contextmanager

@@ -102,13 +102,14 @@ def gaussian(covariance):
     return Posterior(lambda x: -0.5 * x @ (precision @ x), lambda x, batch: 0.0 * batch, 1)
 
 
-def spread(covariance, **settings):
+def spread(covariance, seed=0, **settings):
     """Mean over coordinates of the particles' variance ratio, over the draws of two chains, and `Draws`."""
     d = len(covariance)
-    start = jax.random.normal(jax.random.key(0), (2, 50, d))
+    start_key, run_key = jax.random.split(jax.random.key(seed))
+    start = jax.random.normal(start_key, (2, 50, d))
     engine = svgd(gaussian(covariance), **settings)
     draws, _ = sample(
-        engine, jax.random.key(1), start, jnp.zeros(1), draws=200, thin=10, burn_in=1000, chunk=200, parallel="vmap"
+        engine, run_key, start, jnp.zeros(1), draws=200, thin=10, burn_in=1000, chunk=200, parallel="vmap"
     )
     return ((draws.positions**2).mean((0, 1, 2)) / np.diag(covariance)).mean(), draws
 

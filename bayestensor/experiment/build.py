@@ -16,13 +16,13 @@ from bayestensor.experiment.check import MAX_NUTS, check
 from bayestensor.experiment.engines import DEFAULT_START, map_section
 from bayestensor.experiment.optimizers import optimizer
 from bayestensor.experiment.schedule import Schedule
-from bayestensor.inference.base import Engine, Posterior
-from bayestensor.inference.gradient import normals
+from bayestensor.inference.base import Engine, Posterior, normals
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
 from bayestensor.inference.sample import jitter
 from bayestensor.inference.sghmc import sghmc
 from bayestensor.inference.sgld import sgld
 from bayestensor.inference.svgd import svgd
+from bayestensor.models.convnet import ConvNet
 from bayestensor.models.likelihoods import Categorical
 from bayestensor.models.neural import NeuralModel
 from bayestensor.models.noncentred import Noncentred, noncentred
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
     from bayestensor.inference.gradient import Centre
 
 
-def mlp(config: Config) -> Callable[[Key[Array, ""]], nnx.Module]:
+def network(config: Config) -> Callable[[Key[Array, ""]], nnx.Module]:
     """key -> the network of a config."""
     layers = check(config)
+    stages = [(layer.stage, layer.network) for layer in layers if layer.stage is not None]
+    linear = [layer.network or (layer.in_features, layer.out_features) for layer in layers[len(stages) :]]
+    options: dict[str, Any] = {"activation": config.model.activation, "use_bias": [layer.bias for layer in layers]}
 
     def create(key: Key[Array, ""]) -> nnx.Module:
-        return MLP(
-            [layer.network or (layer.in_features, layer.out_features) for layer in layers],
-            activation=config.model.activation,
-            use_bias=[layer.bias for layer in layers],
-            rngs=nnx.Rngs(key),
-        )
+        if not stages:
+            return MLP(linear, rngs=nnx.Rngs(key), **options)
+        return ConvNet(stages, linear, rngs=nnx.Rngs(key), **options)
 
     return create
 
@@ -58,7 +58,7 @@ def prior(config: Config) -> Any:
 
 def neural_model(config: Config) -> tuple[NeuralModel, Callable]:
     """The model without arrays, and the function key -> initial position."""
-    create = mlp(config)
+    create = network(config)
     # structure from an abstract run, arrays from one compiled call: an eager start compiles every draw by itself
     abstract = nnx.eval_shape(lambda: create(jax.random.key(0)))
     model = NeuralModel(abstract, prior(config), Categorical(), weight_sd=config.prior.bias_sd)

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bayestensor.inference.base import Engine, Posterior, all_finite
+from bayestensor.inference.base import Engine, Posterior, all_finite, normals
 from bayestensor.inference.gradient import (
     coordinates,
     mean_over_coordinates,
-    normals,
     preconditioner,
     require_proper,
     running_mean,

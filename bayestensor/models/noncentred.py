@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from bayestensor.inference.base import Posterior
-from bayestensor.inference.gradient import normals
+from bayestensor.inference.base import Posterior, normals
 from bayestensor.models.scale_moves import draw_each, exchange_levels
 from bayestensor.models.shrinkage import log_prior_scales, log_variance
 from bayestensor.priors.base import ScalePrior, conditional, exp_in_range

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bayestensor.priors.base import exp_in_range, require_positive
+from bayestensor.priors.log_gamma import draw_log_gamma
 from bayestensor.typing import Array, Float, Key
 
 
@@ -67,5 +68,5 @@ class HalfCauchy:
         xi_key, v_key = jax.random.split(key)
         inverse_xi = jax.random.exponential(xi_key, v.shape, v.dtype) * (self.eta**2 / (1 + self.eta**2 / v))
         shape = jnp.broadcast_to(0.5 * (jnp.asarray(count, v.dtype) + 1), v.shape)
-        log_gamma = jax.random.loggamma(v_key, shape, dtype=v.dtype)
+        log_gamma = draw_log_gamma(v_key, shape)
         return exp_in_range(jnp.log(inverse_xi + 0.5 * energy) - log_gamma)

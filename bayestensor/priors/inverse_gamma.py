@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bayestensor.priors.base import exp_in_range, require_positive
+from bayestensor.priors.log_gamma import draw_log_gamma
 from bayestensor.typing import Array, Float, Key
 
 
@@ -56,5 +57,5 @@ class InverseGamma:
     ) -> Float[Array, "*r"]:
         """Independent draws from IG(a + D/2, b + M/2); the current `v` plays no part."""
         shape = jnp.broadcast_to(self.shape + 0.5 * jnp.asarray(count, energy.dtype), energy.shape)
-        log_gamma = jax.random.loggamma(key, shape, dtype=energy.dtype)
+        log_gamma = draw_log_gamma(key, shape)
         return exp_in_range(jnp.log(self.scale + 0.5 * energy) - log_gamma)

@@ -158,7 +158,7 @@ def rows(tensor: Factored, index: Int[Array, "*batch"]) -> Float[Array, "*batch 
     sizes = tuple(network.size[leg] for leg in network.rows)
     flat = index.reshape(-1)
     at = dict(zip(network.rows, jnp.unravel_index(flat, sizes), strict=True))
-    out = contract(_gathered(tensor, at, flat.size), ("batch", *network.cols))
+    out = contract(_gathered(_core_terms(tensor), at, flat.size), ("batch", *network.cols))
     return out.reshape(*index.shape, network.matrix_shape[1])
 
 
@@ -172,15 +172,15 @@ def entries(tensor: Factored, coords: Int[Array, "n modes"]) -> Float[Array, "n"
     if coords.ndim != 2 or coords.shape[1] != len(modes):
         raise ValueError(f"coords has shape {coords.shape}; one column for each of the {len(modes)} modes is needed")
     at = {leg: coords[:, k] for k, leg in enumerate(modes)}
-    return contract(_gathered(tensor, at, len(coords)), ("batch",))
+    return contract(_gathered(_core_terms(tensor), at, len(coords)), ("batch",))
 
 
-def _gathered(tensor: Factored, at: Mapping[str, Array], batch: int) -> list[Term]:
-    """Core terms with the modes in `at` replaced by a common leading axis `batch`."""
+def _gathered(given: Sequence[Term], at: Mapping[str, Array], batch: int) -> list[Term]:
+    """Terms with the modes in `at` replaced by a common leading axis `batch`."""
     terms: list[Term] = []
-    if not at:  # nothing to gather: the same for the whole batch
-        terms.append((jnp.ones(batch, jnp.result_type(*tensor.cores.values())), ("batch",)))
-    for array, legs in _core_terms(tensor):
+    if not any(leg in at for _, legs in given for leg in legs):  # nothing to gather: the same for the whole batch
+        terms.append((jnp.ones(batch, jnp.result_type(*(array for array, _ in given))), ("batch",)))
+    for array, legs in given:
         picked = [leg for leg in legs if leg in at]
         if not picked:
             terms.append((array, legs))

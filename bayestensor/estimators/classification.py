@@ -1,0 +1,228 @@
+"""Tensor classification: tensor covariates and class labels in; calibrated probabilities out."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from bayestensor.estimators.coefficient import (
+    check_plan,
+    coefficient_model,
+    mean_coefficient,
+    most_frequent_rank,
+    run_chains,
+    starts,
+)
+from bayestensor.estimators.covariates import (
+    covariate_units,
+    expand,
+    filled,
+    in_network,
+    mode_bases,
+    read_covariates,
+    seed_of,
+)
+from bayestensor.estimators.fitting import rank_shares
+from bayestensor.estimators.remainder import build_remainder, check_remainder
+from bayestensor.inference.draws import Draws
+from bayestensor.models.coefficient import Coefficient
+from bayestensor.models.conjugate import CORRELATIONS
+from bayestensor.models.logistic import Labelled, LogisticState, stick_probabilities, sweeps
+from bayestensor.priors.base import ScalePrior
+from bayestensor.tensor.design import responses
+from bayestensor.tensor.network import Network
+
+_BLOCK = 4_000_000  # log odds held at once
+
+
+class TensorClassifier(ClassifierMixin, BaseEstimator):
+    """Classes by stick breaking over `<X, W> + intercept + remainder(X)`: W a low-rank tensor, its rank learnt.
+
+    The most frequent class is taken with probability `sigmoid(eta_1)`, if not it the second with `sigmoid(eta_2)`, and
+    so on; of two classes, as in logistic regression, `classes_[1]` is. X holds one covariate tensor a datum, as
+    (n, *shape) or flat as (n, p) with `shape`. W has the covariates' modes and, of more than two classes, one for the
+    sticks.
+
+    Args:
+        format: name of the network of W, one of `bayestensor.FORMATS`.
+        shape: of one covariate tensor, where X is flat.
+        max_rank: largest size of each bond, a number or a mapping bond -> number, or 'auto'.
+        prior: of the scales; `estimators.coefficient.default_prior` when None.
+        smooth: covariate modes whose neighbouring indices may resemble each other; see `TensorRegressor`.
+        remainder: a Gaussian process on the log odds: 'linear', 'smooth', 'auto' or None; see `TensorRegressor`.
+        inference: 'gibbs' (draws) or 'map' (the mode, by expectation maximisation).
+        num_draws, burn_in: Gibbs sweeps of each chain that are kept, and before that dropped.
+        chains: independent ones.
+        random_state: a seed or a `numpy.random.RandomState`.
+
+    Attributes:
+        classes_: the labels, sorted.
+        sticks_: the labels in the order in which they are taken.
+        coef_: posterior mean of W, per unit of X.
+        rank_, rank_posterior_: as `TensorRegressor` has them.
+        draws_: `Draws` of cores, biases, remainder and its ratio, in the units of centred and scaled covariates.
+        diagnostics_: seconds, kernel of the remainder, correlations of neighbours.
+        n_features_in_: p.
+    """
+
+    def __init__(
+        self,
+        format: str = "cp",
+        shape: Any = None,
+        max_rank: Any = "auto",
+        prior: ScalePrior | None = None,
+        smooth: Any = "auto",
+        remainder: str | None = "auto",
+        inference: str = "gibbs",
+        num_draws: int = 200,
+        burn_in: int = 200,
+        chains: int = 2,
+        random_state: Any = None,
+    ):
+        self.format = format
+        self.shape = shape
+        self.max_rank = max_rank
+        self.prior = prior
+        self.smooth = smooth
+        self.remainder = remainder
+        self.inference = inference
+        self.num_draws = num_draws
+        self.burn_in = burn_in
+        self.chains = chains
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> TensorClassifier:
+        """Learn W, intercepts and remainder.
+
+        Raises:
+            ValueError: X and y do not match, hold NaN or infinities, one class only, or a parameter that is none of its
+                values.
+        """
+        began = time.perf_counter()
+        check_plan(self)
+        check_remainder(self.remainder)
+        x, self.covariate_shape_ = read_covariates(self, X)
+        place = self._read_labels(x, y)
+        self._x_units = covariate_units(x)
+        x = self._x_units.into(x)
+        kappa = _kappa(place, len(self.classes_))
+        indicators = np.eye(len(self.classes_))[place][:, :-1]
+        self._remainder = build_remainder(self.remainder, x, indicators - indicators.mean(axis=0))
+        cols = kappa.shape[1:] if kappa.shape[1] > 1 else ()
+        with jax.enable_x64(True):
+            self._bases = mode_bases(x, self.covariate_shape_)
+            model, families = coefficient_model(self, self._bases, cols, len(x))
+            rows = in_network(x, self.covariate_shape_, self._bases, model.network)
+            basis = self._remainder.vectors * np.sqrt(self._remainder.spectrum)
+            basis = basis if self._remainder.kind else np.zeros((len(x), 1))
+            turned = kappa.reshape(-1, *model.network.shape[len(model.network.rows) :])
+            given, labels, basis = map(jnp.asarray, (filled(rows), filled(turned), filled(basis, (0, 1))))
+            data = Labelled(given, labels, basis, families)
+            trace = self._run(model, data)
+        self.network_ = model.network
+        cores = {name: np.asarray(core) for name, core in trace.coefficient.cores.items()}
+        self.draws_ = Draws({"cores": cores, "bias": trace.bias, "z": trace.z, "ratio": trace.ratio})
+        self._summarise(trace, cols)
+        self.diagnostics_["seconds"] = time.perf_counter() - began
+        return self
+
+    def _read_labels(self, x: np.ndarray, y: Any) -> np.ndarray:
+        """The place of each label among the sticks."""
+        from sklearn.utils.multiclass import check_classification_targets
+        from sklearn.utils.validation import column_or_1d
+
+        if y is None:
+            raise ValueError("requires y to be passed, but the target y is None")
+        check_consistent_length(x, y)
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        self.classes_, index, counts = np.unique(y, return_inverse=True, return_counts=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y holds one class, {self.classes_[0]!r}; at least two classes are needed")
+        self._order = np.argsort(-counts, kind="stable") if len(counts) > 2 else np.array([1, 0])
+        self.sticks_ = self.classes_[self._order]
+        return np.argsort(self._order)[index]
+
+    def _run(self, model: Coefficient, data: Labelled) -> LogisticState:
+        seed, chains = seed_of(self.random_state), self.chains if self.inference == "gibbs" else 1
+        k = data.kappa.size // len(data.kappa)
+        zeros = (np.zeros((chains, k)), np.zeros((chains, data.basis.shape[1], k)), np.ones((chains, k)))
+        first = LogisticState(starts(model, chains, seed), *map(jnp.asarray, zeros))
+        return run_chains(self, partial(sweeps, model), seed, first, data)
+
+    def _summarise(self, trace: LogisticState, cols: tuple[int, ...]) -> None:
+        cores = self.draws_.flat()["cores"]
+        weight = mean_coefficient(self.network_, cores).reshape(*[b.shape[1] for b in self._bases], *cols)
+        self.coef_ = expand(weight, self._bases) / self._x_units.scale
+        self.rank_posterior_ = rank_shares(self.network_, cores)
+        self.rank_ = most_frequent_rank(self.rank_posterior_)
+        self.diagnostics_: dict[str, Any] = {
+            "remainder": (self._remainder.kind, self._remainder.length),
+            "correlations": {k: float(CORRELATIONS[v].mean()) for k, v in trace.coefficient.member.items()},
+        }
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probability of each of `classes_` (n, classes): the mean over draws."""
+        check_is_fitted(self)
+        x, _ = read_covariates(self, X, self.covariate_shape_)
+        x, flat = self._x_units.into(x), self.draws_.flat()
+        size = max(1, _BLOCK // flat["bias"].size)
+        probabilities = []
+        for at in range(0, len(x), size):
+            block = x[at : at + size]
+            kernel, own = self._remainder.at(block)
+            kernel = kernel if self._remainder.kind else np.zeros((len(block), 1))
+            spectrum = self._remainder.spectrum if self._remainder.kind else np.zeros(1)
+            rows = in_network(block, self.covariate_shape_, self._bases, self.network_)
+            with jax.enable_x64(True):
+                args = map(jnp.asarray, (filled(rows), filled(kernel, (0, 1)), filled(own), filled(spectrum)))
+                eta = np.asarray(_log_odds(self.network_, flat, *args))[:, : len(block)]
+            probabilities.append(stick_probabilities(eta).mean(axis=0))
+        found = np.concatenate(probabilities)[:, np.argsort(self._order)]
+        return found / found.sum(axis=1, keepdims=True)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class."""
+        return self.classes_[np.argmax(self.predict_proba(X), axis=1)]
+
+    def log_score(self, X: Any, y: Any) -> float:
+        """Mean predictive log probability of the labels."""
+        probabilities = self.predict_proba(X)
+        place = np.searchsorted(self.classes_, y)
+        known = place < len(self.classes_)
+        if not known.all() or (self.classes_[place] != np.asarray(y)).any():
+            raise ValueError(f"y holds labels that the fit has not seen; it had {self.classes_.tolist()}")
+        return float(np.log(probabilities[np.arange(len(place)), place]).mean())
+
+
+def _kappa(place: np.ndarray, classes: int) -> np.ndarray:
+    """(n, sticks): 1/2 where the class is this one, -1/2 where it is a later one, 0 where it is an earlier one."""
+    stick = np.arange(classes - 1)[None]
+    return np.where(place[:, None] == stick, 0.5, -0.5) * (place[:, None] >= stick)
+
+
+@partial(jax.jit, static_argnames="network")
+def _log_odds(network: Network, draws: Any, x, kernel, own, spectrum):
+    """Log odds of the sticks in each draw [draw, n, stick], shrunk for what the remainder does not know at x.
+
+    `E sigmoid(N(m, v)) ~ sigmoid(m / sqrt(1 + pi v / 8))` (MacKay, Neural Computation 4, 1992).
+    """
+    alive = spectrum > 0
+    inverse = jnp.where(alive, 1 / jnp.where(alive, spectrum, 1.0), 0.0)
+    weights = kernel * jnp.sqrt(inverse)[None]
+    unknown = jnp.maximum(own - (kernel**2 * inverse[None]).sum(1), 0)
+
+    def one(draw):
+        ratio, k = draw["ratio"], draw["bias"].size
+        mean = responses(network, draw["cores"], x).reshape(-1, k) + draw["bias"][None]
+        mean = mean + weights @ (draw["z"] * jnp.sqrt(ratio)[None])
+        return mean / jnp.sqrt(1 + jnp.pi / 8 * ratio[None] * unknown[:, None])
+
+    return jax.lax.map(one, draws)

@@ -1,0 +1,165 @@
+"""What tensor regression and classification share: the network of W, its prior, starts, chains and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayestensor.estimators.covariates import autoregressions
+from bayestensor.models.coefficient import PORTION, Coefficient, CoefficientState, Family
+from bayestensor.priors import InverseGamma
+from bayestensor.tensor.contract import dense
+from bayestensor.tensor.design import system_shape, unknowns
+from bayestensor.tensor.formats import FORMATS
+from bayestensor.tensor.initialise import core_variance
+from bayestensor.tensor.network import Factored, Network
+
+INFERENCE = ("gibbs", "map")
+_WIDEST = {"cp": 8}  # largest default rank; of the other formats 5
+_LARGEST_BLOCK = 150  # most bond indices of a core that 'auto' asks for
+_LARGEST_SYSTEM = 1500  # most unknowns or rows, whichever are fewer, of a core's equations that 'auto' asks for
+
+
+def check_plan(estimator: Any) -> None:
+    """Refuse parameters that are none of their values.
+
+    Raises:
+        ValueError: see above.
+    """
+    if estimator.inference not in INFERENCE:
+        raise ValueError(f"inference is {estimator.inference!r}; one of {', '.join(INFERENCE)} is needed")
+    for name, least in (("num_draws", 2), ("burn_in", 0), ("chains", 1)):
+        value = getattr(estimator, name)
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise ValueError(f"{name} is {value!r}; a whole number of at least {least} is needed")
+
+
+def coefficient_network(
+    format: str, covariates: tuple[int, ...], response: tuple[int, ...], count: int, max_rank: Any
+) -> Network:
+    """The network of W over the covariates' modes (rows) and the response's (columns).
+
+    'auto' is the largest rank, at most 8 for CP and 5 for the others, that no bond exceeds that any tensor of this
+    shape needs and that keeps a core's equations small.
+
+    Raises:
+        ValueError: no such format, or a rank that is none.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; one of {', '.join(FORMATS)} is needed")
+    rows, cols = covariates, response
+    if format == "tt_matrix":  # pairs modes: fill up with 1
+        longest = max(len(rows), len(cols))
+        rows, cols = ((*s, *(1,) * (longest - len(s))) for s in (rows, cols))
+    build = FORMATS[format]
+    if max_rank != "auto":
+        return build(rows, cols, rank=max_rank)
+    full = build(rows, cols, rank="full").ranks
+    best = None
+    for rank in range(1, _WIDEST.get(format, 5) + 1):
+        tried = build(rows, cols, rank={bond: max(1, min(rank, size)) for bond, size in full.items()})
+        shapes = [system_shape(tried, core.name) for core in tried.cores]
+        small = all(min(q * p, count) <= _LARGEST_SYSTEM and p <= _LARGEST_BLOCK for _, q, p in shapes)
+        if best is not None and not small:
+            break
+        best = tried
+    assert best is not None
+    return best
+
+
+def default_prior(network: Network) -> InverseGamma:
+    """`InverseGamma(0.5, 0.05)` on v: s has a half-Cauchy's tail."""
+    return InverseGamma(0.5, 0.05)
+
+
+def coefficient_model(
+    estimator: Any, bases: Sequence[np.ndarray], response: tuple[int, ...], count: int
+) -> tuple[Coefficient, dict[str, Family]]:
+    """The prior of W over the bases that an estimator's parameters ask for, and the families of its smooth cores.
+
+    `<X, W>` has variance 1 where every v is 1.
+    """
+    covariates = tuple(basis.shape[1] for basis in bases)
+    network = coefficient_network(estimator.format, covariates, response, count, estimator.max_rank)
+    smooth = smooth_cores(network, estimator.smooth, [len(basis) for basis in bases])
+    families = {name: Family(*map(jnp.asarray, autoregressions(bases[mode]))) for name, mode in smooth.items()}
+    prior = estimator.prior or default_prior(network)
+    return Coefficient(network, prior, core_variance(network, 1.0), tuple(smooth)), families
+
+
+def smooth_cores(network: Network, smooth: Any, covariates: Sequence[int]) -> dict[str, int]:
+    """Core -> mode, of cores whose rows are an autoregression: those with a covariate mode as their one mode leg.
+
+    Raises:
+        ValueError: a mode that is none of the covariates', or that shares its core with another one.
+    """
+    lone = {}
+    for core in network.cores:
+        split, own, _ = unknowns(network, core.name)
+        if len(own) == 1 and not split:
+            lone[network.rows.index(own[0])] = core.name
+    if isinstance(smooth, str):
+        if smooth != "auto":
+            raise ValueError(f"smooth is {smooth!r}; 'auto' or a tuple of covariate modes (0, 1, ...) is needed")
+        return {name: mode for mode, name in lone.items() if mode < len(covariates) and covariates[mode] > 2}
+    wrong = [mode for mode in smooth if mode not in lone]
+    if wrong:
+        raise ValueError(f"smooth names modes {wrong}; this network can have {sorted(lone)} smooth")
+    return {lone[mode]: mode for mode in smooth if covariates[mode] > 1}
+
+
+def starts(model: Coefficient, chains: int, seed: int) -> CoefficientState:
+    """A state for each chain [chain, ...]: cores drawn from the prior, every scale at 1."""
+    rng, network = np.random.default_rng(seed), model.network
+    shapes = {core.name: (chains, *network.core_shape(core.name)) for core in network.cores}
+    cores = {name: jnp.asarray(rng.normal(scale=model.variance**0.5, size=shape)) for name, shape in shapes.items()}
+    scales = {bond: jnp.asarray(np.ones((chains, size))) for bond, size in network.ranks.items()}
+    return CoefficientState(cores, scales, {name: jnp.asarray(np.zeros(chains, int)) for name in model.smooth})
+
+
+def run_chains(estimator: Any, sweeps: Any, seed: int, states: Any, data: Any) -> Any:
+    """Burn in and draw, a portion of sweeps a call: the kept states [chain, draw, ...] as NumPy arrays.
+
+    Raises:
+        FloatingPointError: a state that is not finite.
+    """
+    gibbs = estimator.inference == "gibbs"
+    kept = estimator.num_draws if gibbs else 1
+    portions = -(-(estimator.burn_in + kept) // PORTION)
+    traces = []
+    for part in range(portions):
+        states, trace = sweeps(np.uint32(seed), np.uint32(part), states, data, 1.0 if gibbs else 0.0)
+        if (portions - part - 1) * PORTION < kept:
+            traces.append(jax.tree.map(np.asarray, trace))
+    trace = jax.tree.map(lambda *a: np.concatenate(a, axis=1)[:, -kept:], *traces)
+    if not all(np.isfinite(a).all() for a in jax.tree.leaves(trace)):
+        raise FloatingPointError("the fit is not finite: look for extreme covariates, or choose a smaller max_rank")
+    return trace
+
+
+def mean_coefficient(network: Network, cores: dict[str, np.ndarray]) -> np.ndarray:
+    """Mean of W over draws, its axes the network's modes."""
+    with jax.enable_x64(True):
+        return np.asarray(_mean_coefficient(network, cores))
+
+
+def most_frequent_rank(posterior: dict[str, np.ndarray]) -> Any:
+    """The most frequent rank of each bond; a number where there is one bond."""
+    modes = {bond: int(np.argmax(shares)) for bond, shares in posterior.items()}
+    return next(iter(modes.values())) if len(modes) == 1 else modes
+
+
+def _mean_coefficient(network, cores):
+    def add(total, one):
+        return total + dense(Factored(network, one)), None
+
+    count = len(next(iter(cores.values())))
+    total, _ = jax.lax.scan(add, jnp.zeros(network.shape, jnp.result_type(*cores.values())), cores)
+    return total / count
+
+
+_mean_coefficient = jax.jit(_mean_coefficient, static_argnums=0)

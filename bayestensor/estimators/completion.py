@@ -1,0 +1,183 @@
+"""Tensor completion: data with holes in, the completed tensor, intervals and ranks out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from bayestensor.estimators import inputs
+from bayestensor.estimators.fitting import Plan, closed_form_fit, default_network, noise_variance
+from bayestensor.estimators.prediction import Posterior
+from bayestensor.inference.draws import Draws
+from bayestensor.metrics.regression import rrse
+from bayestensor.priors.base import ScalePrior
+
+_INFERENCE = ("gibbs", "variational", "map")
+
+
+class TensorCompletion(BaseEstimator):
+    """A low-rank tensor behind noisy, incomplete observations; its rank, noise and smoothness are learnt.
+
+    `y = X[x] + noise`, X a tensor network whose bonds carry shrinkage scales. Where the rows of a factor resemble their
+    neighbours (time, wavelengths, pixels), that is learnt as well, mode by mode (see `models.conjugate`).
+
+    Args:
+        format: name of the network, one of `bayestensor.FORMATS`.
+        max_rank: largest size of each bond, a number or a mapping bond -> number; 'auto' from the shape and the number
+            of observations.
+        prior: of the scales; `estimators.fitting.default_prior` when None.
+        smooth: modes whose neighbouring indices may resemble each other; 'auto' lets every mode of size 3 or more,
+            because a correlation of 0 is among the values that are learnt; () for none.
+        inference: 'gibbs' (draws, the only one whose intervals hold the whole posterior), 'variational' (mean field:
+            quick, its intervals too narrow), 'map' (no uncertainty but the noise).
+        num_draws, burn_in: Gibbs sweeps that are kept, and before that dropped.
+        warm_up: mean-field sweeps that find the basin and the rank.
+        random_state: a seed or a `numpy.random.RandomState`.
+
+    Attributes:
+        rank_: the most frequent rank, an int for one bond, else bond -> int. A rank counts the indices whose part of
+            the tensor is above 1e-3 of it and stands out from the noise (see `estimators.fitting`).
+        rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
+        factors_: core name -> array, of the last draw (of the mean, for 'variational' and 'map').
+        noise_: posterior mean of the noise's standard deviation, in the units of the data.
+        draws_: `Draws` with positions `{"cores": ...}` in the units of the data divided by `scale_`.
+        diagnostics_: seconds, sweeps, ranks on the way, correlations of neighbours, slices without an observation.
+    """
+
+    def __init__(
+        self,
+        format: str = "cp",
+        max_rank: Any = "auto",
+        prior: ScalePrior | None = None,
+        smooth: Any = "auto",
+        inference: str = "gibbs",
+        num_draws: int = 100,
+        burn_in: int = 30,
+        warm_up: int = 60,
+        random_state: Any = None,
+    ):
+        self.format = format
+        self.max_rank = max_rank
+        self.prior = prior
+        self.smooth = smooth
+        self.inference = inference
+        self.num_draws = num_draws
+        self.burn_in = burn_in
+        self.warm_up = warm_up
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None, shape: Sequence[int] | None = None) -> TensorCompletion:
+        """Learn from the observed entries.
+
+        Args:
+            X: a tensor with holes (see `estimators.inputs.read`), or coordinates (n, modes) with `y`.
+            y: values (n,) at the coordinates.
+            shape: of the whole tensor, with coordinates.
+
+        Raises:
+            ValueError: see `read`; or a parameter that is none of its values.
+        """
+        self._check()
+        given = inputs.read(X, y, shape)
+        self.scale_ = _root_mean_square(given.values)
+        network = default_network(self.format, given.shape, len(given.values), self.max_rank)
+        seed = (
+            np.random.RandomState(self.random_state).randint(2**31)
+            if not isinstance(self.random_state, np.random.RandomState)
+            else self.random_state.randint(2**31)
+        )
+        plan = Plan(self.prior, self.smooth, self.inference, self.num_draws, self.burn_in, self.warm_up)
+        with jax.enable_x64(True):
+            fit = closed_form_fit(network, given, given.values / self.scale_, plan, jax.random.key(seed))
+        self._given = given
+        self.network_ = fit.network
+        self.draws_ = Draws({"cores": fit.cores}, {"precision": fit.precision[None]})
+        self.factors_ = {name: core[0, -1] for name, core in fit.cores.items()}
+        self.noise_ = math.sqrt(noise_variance(fit.precision)) * self.scale_
+        self.rank_posterior_ = fit.rank_posterior
+        modes = {bond: int(np.argmax(shares)) for bond, shares in fit.rank_posterior.items()}
+        self.rank_ = next(iter(modes.values())) if len(modes) == 1 else modes
+        self.diagnostics_ = fit.diagnostics | {"empty_slices": given.empty_slices()}
+        return self
+
+    def predict(self, X: Any = None, return_std: bool = False) -> Any:
+        """Posterior mean of the tensor: all of it, or at coordinates (n, modes), or at the rows of a table.
+
+        With `return_std` also the standard deviation of an observation there, its noise included.
+        """
+        posterior, coords = self._posterior(X)
+        mean, variance = posterior.moments(coords)
+        if not return_std:
+            return self._out(mean, X)
+        return self._out(mean, X), self._out(np.sqrt(variance + np.mean(posterior.noise**2)), X)
+
+    def predict_interval(self, level: float = 0.9, X: Any = None) -> tuple[Any, Any]:
+        """(lower, upper): the quantiles between which an observation lies with probability `level`, entry by entry.
+
+        Raises:
+            ValueError: a level outside (0, 1).
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level is {level}; a probability between 0 and 1 is needed")
+        posterior, coords = self._posterior(X)
+        lower, upper = posterior.quantiles((0.5 - 0.5 * level, 0.5 + 0.5 * level), coords)
+        return self._out(lower, X), self._out(upper, X)
+
+    def sample(self, n: int = 1, X: Any = None) -> np.ndarray:
+        """`n` draws of the tensor (without noise) from the posterior, along a new first axis."""
+        posterior, coords = self._posterior(X)
+        total = len(posterior.noise)
+        picked = np.arange(n) * total // n if n <= total else np.arange(n) % total
+        cores = {name: core[picked] for name, core in posterior.cores.items()}
+        return posterior._replace(cores=cores, noise=posterior.noise[picked]).draws(coords) * self.scale_
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean predictive log density of observed entries: of a tensor with holes, or at coordinates with values."""
+        posterior, held = self._held(X, y)
+        density = posterior.log_density(held.values / self.scale_, held.coords)
+        return float(np.mean(density) - math.log(self.scale_))
+
+    def rrse(self, X: Any, y: Any = None) -> float:
+        """`||prediction - y|| / ||y||` over observed entries of a tensor with holes, or at coordinates with values."""
+        posterior, held = self._held(X, y)
+        return rrse(posterior.moments(held.coords)[0] * self.scale_, held.values)
+
+    def _posterior(self, X: Any) -> tuple[Posterior, np.ndarray | None]:
+        check_is_fitted(self)
+        cores = {name: core[0] for name, core in self.draws_.positions["cores"].items()}
+        noise = self.draws_.stats["precision"][0] ** -0.5
+        posterior = Posterior(self.network_, cores, noise, self._given.shape)
+        return posterior, None if X is None else inputs.coordinates(X, self._given)
+
+    def _held(self, X: Any, y: Any) -> tuple[Posterior, inputs.Observed]:
+        posterior, _ = self._posterior(None)
+        shape = self._given.shape
+        if hasattr(X, "columns") and y is None:  # a table: its labels are those of the fit
+            X, y = inputs.coordinates(X, self._given), X[X.columns[-1]].to_numpy()
+        held = inputs.read(X, y, shape if y is not None else None)
+        if held.shape != shape:
+            raise ValueError(f"the tensor has shape {held.shape}; the fit had {shape}")
+        return posterior, held
+
+    def _out(self, array: np.ndarray, X: Any) -> Any:
+        """In the data's units; with the names and labels of the input where the whole tensor is asked for."""
+        return inputs.labelled(array * self.scale_, self._given) if X is None else array * self.scale_
+
+    def _check(self) -> None:
+        if self.inference not in _INFERENCE:
+            raise ValueError(f"inference is {self.inference!r}; one of {', '.join(_INFERENCE)} is needed")
+        for name, least in (("num_draws", 2), ("burn_in", 0), ("warm_up", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+                raise ValueError(f"{name} is {value!r}; a whole number of at least {least} is needed")
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    largest = np.abs(values).max()
+    return float(largest * np.sqrt(np.mean((values / largest) ** 2))) if largest > 0 else 1.0

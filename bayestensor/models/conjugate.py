@@ -1,0 +1,286 @@
+"""Closed-form inference for one tensor behind noise: every core, scale and noise precision given the rest.
+
+`y = X[x] + noise / sqrt(precision)`, `core[q, p] ~ N(0, w)`, `w = sigma_core^2 * product of v`. In a core whose mode is
+smooth each column is an autoregression, `core[q + 1, p] ~ N(correlation[p] core[q, p], w)`, from a stationary start,
+with the correlation learnt: at 0 its entries are independent as in any other core, so nothing is lost where neighbours
+have nothing in common. w is the variance of the innovations, because the correlation is then a regression of a column
+on itself; were it that of the entries, a column rescaled against its neighbours (which leaves X as it is) would drag
+the correlation along. Each column has its own, because those that the data have left would outvote the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayestensor.models.augment import augmented
+from bayestensor.priors.base import ScalePrior, conditional
+from bayestensor.priors.log_gamma import draw_log_gamma
+from bayestensor.tensor.contract import bond_energy, contract
+from bayestensor.tensor.network import Factored, Network
+from bayestensor.tensor.normal import Observations, from_rows, normal_equations, row_shape, split_legs
+from bayestensor.typing import Array, Float, Key
+
+CORRELATIONS = np.concatenate([[0.0], 1 - np.geomspace(0.7, 1e-4, 40)])  # the values it can take, equally likely
+HIGHEST_PRECISION = 1e12  # of data scaled to mean square 1: noise below 1e-6 is no noise
+LOWEST_SCALE = 1e-10
+_SHAPE, _RATE = 1e-3, 1e-9  # gamma prior of the noise precision: proper, and felt by no data
+
+
+class How(NamedTuple):
+    """What a sweep does, as numbers, so that one compiled program serves all three engines."""
+
+    draw: float | Array  # 1: conditional draws; 0: conditional means and modes
+    spreads: float | Array  # 1: the other cores' posterior covariances count
+
+
+GIBBS, VARIATIONAL, MAP = How(1.0, 0.0), How(0.0, 1.0), How(0.0, 0.0)
+
+
+class State(NamedTuple):
+    """Where a closed-form fit stands.
+
+    `covariances[core]` is [q, p, p]: of the posterior of the core's rows in mean-field inference, zero for a draw.
+    """
+
+    cores: dict[str, Array]
+    covariances: dict[str, Array]
+    scales: dict[str, Array]  # bond -> v
+    correlations: dict[str, Array]  # of neighbouring rows: smooth core -> [p]
+    precision: Array  # of the noise
+
+
+@dataclass(frozen=True)
+class Conjugate:
+    """The model: static under `jax.jit`.
+
+    Attributes:
+        network: the tensor.
+        prior: of the scales.
+        variance: sigma_core^2.
+        smooth: names of cores whose rows are an autoregression; each has one mode leg.
+        likelihood: one of `augment.LIKELIHOODS`; for 'bernoulli' the values are 0 and 1 and the noise precision 1.
+    """
+
+    network: Network
+    prior: ScalePrior
+    variance: float
+    smooth: tuple[str, ...] = ()
+    likelihood: str = "gaussian"
+
+    def start(self, cores: Mapping[str, Array], precision: float) -> State:
+        """Cores to start from, every scale at 1."""
+        cores = {c.name: jnp.asarray(cores[c.name]) for c in self.network.cores}
+        dtype = jnp.result_type(*cores.values())
+        shapes = {name: row_shape(self.network, name) for name in cores}
+        covariances = {
+            n: jnp.broadcast_to(self.variance * jnp.eye(p, dtype=dtype), (q, p, p)) for n, (q, p) in shapes.items()
+        }
+        scales = {bond: jnp.ones(size, dtype) for bond, size in self.network.ranks.items()}
+        correlations = {name: jnp.full(shapes[name][1], 0.5, dtype) for name in self.smooth}
+        return State(cores, covariances, scales, correlations, jnp.asarray(precision, dtype))
+
+    def keep(self, state: State, indices: Mapping[str, np.ndarray]) -> tuple[Conjugate, State]:
+        """Model and state with only the given indices of each bond; sigma_core^2 stays what it was."""
+        sizes = {bond: len(kept) for bond, kept in indices.items()}
+        smaller = replace(self, network=self.network.resized(sizes))
+
+        def cut(array, legs):
+            for axis, leg in enumerate(legs):
+                array = jnp.take(array, np.asarray(indices[leg]), axis=axis) if leg in indices else array
+            return array
+
+        cores, covariances, correlations = {}, {}, {}
+        for core in self.network.cores:
+            cores[core.name] = cut(state.cores[core.name], core.legs)
+            q, p = row_shape(self.network, core.name)
+            _, bonds = split_legs(self.network, core)
+            full = state.covariances[core.name].reshape(q, *[self.network.size[b] for b in bonds * 2])
+            p = row_shape(smaller.network, core.name)[1]
+            covariances[core.name] = cut(full, ("", *bonds, *bonds)).reshape(q, p, p)
+            if core.name in self.smooth:
+                columns = state.correlations[core.name].reshape([self.network.size[b] for b in bonds])
+                correlations[core.name] = cut(columns, bonds).reshape(p)
+        scales = {bond: cut(v, (bond,)) for bond, v in state.scales.items()}
+        return smaller, State(cores, covariances, scales, correlations, state.precision)
+
+    def sweep(self, key: Key[Array, ""], state: State, data: Observations, how: How, hold: Array) -> State:
+        """Every core given the others, then correlations, scales and noise precision.
+
+        Args:
+            key: of this sweep.
+            state: where the fit stands.
+            data: what was observed, each entry with weight 1.
+            how: GIBBS draws everything; VARIATIONAL takes mean-field moments of the cores and puts the rest at the
+                maximum of the bound; MAP moves every coordinate to its conditional mode.
+            hold: whether the noise precision stays as it is.
+        """
+        draw, spreads = how
+        core_key, scale_key, noise_key, correlation_key, hidden_key = jax.random.split(key, 5)
+        if self.likelihood != "gaussian":
+            x = data.values(Factored(self.network, state.cores))
+            data = augmented(self.likelihood, hidden_key, data, x, state.precision, draw)
+        cores, covariances, correlations = dict(state.cores), dict(state.covariances), dict(state.correlations)
+        shapes = {name: row_shape(self.network, name) for name in cores}
+        ends = np.cumsum([q * p for q, p in shapes.values()])
+        normal = jax.random.normal(core_key, (int(ends[-1]),), state.precision.dtype) * draw
+        pieces = jnp.split(normal, ends[:-1])
+        seconds, pairs, precisions = {}, {}, {}
+        for k, (name, (q, p)) in enumerate(shapes.items()):
+            gram, moment = normal_equations(self.network, cores, name, data, covariances)
+            d = precisions[name] = prior_precision(self.network, name, state.scales, self.variance)
+            scaled = state.precision * gram, state.precision * moment, d, pieces[k].reshape(q, p)
+            if name in self.smooth:
+                rows, spread, lag = chain_posterior(*scaled, correlations[name])
+                pairs[name] = rows[1:] * rows[:-1] + spreads * lag[:-1]
+            else:
+                rows, spread = row_posterior(*scaled)
+            spread = spreads * spread
+            cores[name], covariances[name] = from_rows(self.network, name, rows), spread
+            seconds[name] = rows**2 + jnp.diagonal(spread, axis1=1, axis2=2)
+        if self.smooth:
+            correlations = pick_correlations(correlation_key, seconds, pairs, precisions, draw)
+        squares = {}
+        for name, own in seconds.items():
+            if name in self.smooth:
+                rho, pair = correlations[name][None], pairs[name]
+                own = jnp.concatenate([own[:1] * (1 - rho**2), own[1:] - 2 * rho * pair + rho**2 * own[:-1]])
+            squares[name] = from_rows(self.network, name, jnp.sqrt(jnp.maximum(own, 0)))
+        second = rows[:, :, None] * rows[:, None, :] + spread
+        residual = data.energy + (second * gram).sum() - 2 * (moment * rows).sum()
+        precision = pick_precision(noise_key, data.count, jnp.maximum(residual, 0), draw)
+        scales = self._pick_scales(scale_key, state.scales, squares, draw)
+        return State(cores, covariances, scales, correlations, jnp.where(hold, state.precision, precision))
+
+    def _pick_scales(self, key, scales, roots, draw) -> dict[str, Array]:
+        scales = dict(scales)
+        for k, bond in enumerate(self.network.bonds):
+            energy = bond_energy(self.network, roots, scales, bond, self.variance)
+            count = self.network.bond_count(bond)
+            drawn = conditional(self.prior)(jax.random.fold_in(key, k), scales[bond], energy, count)
+            scales[bond] = jnp.maximum(jnp.where(draw > 0, drawn, self.prior.mode(energy, count)), LOWEST_SCALE)
+        return scales
+
+
+def prior_precision(network: Network, name: str, scales: Mapping[str, Array], variance: float) -> Float[Array, "p"]:
+    """`1 / (sigma_core^2 * product of v over shrunk_by)`, one number for each bond index of the core."""
+    _, bonds = split_legs(network, network.core[name])
+    terms = [(1 / scales[b], (b,)) for b in network.shrunk_by(name)]
+    free = [b for b in bonds if b not in network.shrunk_by(name)]
+    dtype = jnp.result_type(*scales.values()) if scales else jnp.zeros(()).dtype
+    terms += [(jnp.full(network.size[b], 1.0, dtype), (b,)) for b in free]
+    product = contract(terms, bonds) if terms else jnp.ones((), dtype)
+    return (product / variance).reshape(-1)
+
+
+def row_posterior(
+    gram: Float[Array, "q p p"], moment: Float[Array, "q p"], d: Float[Array, "p"], noise: Float[Array, "q p"]
+) -> tuple[Float[Array, "q p"], Float[Array, "q p p"]]:
+    """(rows, covariances) of `N(A^-1 moment, A^-1)`, `A = gram + diag(d)`: rows are its mean where noise is zero."""
+    root = jnp.linalg.cholesky(gram + jnp.diag(d)[None])
+    inverse_root = _inverse_root(root)
+    white = jnp.einsum("qpr,qr->qp", inverse_root, moment) + noise
+    return jnp.einsum("qrp,qr->qp", inverse_root, white), jnp.matmul(inverse_root.mT, inverse_root)
+
+
+def chain_posterior(
+    gram: Float[Array, "q p p"],
+    moment: Float[Array, "q p"],
+    d: Float[Array, "p"],
+    noise: Float[Array, "q p"],
+    rho: Float[Array, "p"],
+) -> tuple[Float[Array, "q p"], Float[Array, "q p p"], Float[Array, "q p"]]:
+    """As `row_posterior`, each column an autoregression: (rows, covariances, covariance of each entry with its next).
+
+    The joint precision is block tridiagonal, off the diagonal `-diag(link)`. Block elimination forwards and
+    substitution backwards give one exact joint draw of the whole core (or its exact means and covariances).
+    """
+    link = d * rho
+    ends = (jnp.arange(len(gram)) == 0) | (jnp.arange(len(gram)) == len(gram) - 1)
+    inside = jnp.where(ends[:, None], d[None], (d * (1 + rho**2))[None])
+    gram = gram + inside[:, :, None] * jnp.eye(len(d), dtype=d.dtype)[None]
+
+    def forward(carry, now):
+        coupling, pulled = carry
+        gram_i, moment_i = now
+        inverse_root = _inverse_root(jnp.linalg.cholesky(gram_i - coupling))
+        white = inverse_root @ (moment_i + pulled)
+        across = inverse_root * link[None, :]
+        return (across.T @ across, across.T @ white), (inverse_root, white)
+
+    def backward(carry, now):
+        after, spread = carry
+        inverse_root, white, noise_i = now
+        across = inverse_root * link[None, :]
+        row = inverse_root.T @ (white + across @ after + noise_i)
+        gain = inverse_root.T @ across
+        onward = gain @ spread
+        spread = inverse_root.T @ inverse_root + onward @ gain.T
+        return (row, spread), (row, spread, jnp.diagonal(onward))
+
+    zero = jnp.zeros_like(gram[0]), jnp.zeros_like(moment[0])
+    _, (inverse_roots, whites) = jax.lax.scan(forward, zero, (gram, moment))
+    return jax.lax.scan(backward, zero[::-1], (inverse_roots, whites, noise), reverse=True)[1]
+
+
+def _inverse_root(root: Float[Array, "*q p p"]) -> Float[Array, "*q p p"]:
+    eye = jnp.broadcast_to(jnp.eye(root.shape[-1], dtype=root.dtype), root.shape)
+    return jax.lax.linalg.triangular_solve(root, eye, left_side=True, lower=True)
+
+
+def pick_correlations(
+    key: Key[Array, ""],
+    own: Mapping[str, Float[Array, "q p"]],
+    pairs: Mapping[str, Float[Array, "n p"]],
+    precisions: Mapping[str, Float[Array, "p"]],
+    draw: float | Array,
+) -> dict[str, Array]:
+    """For each column of each smooth core one of CORRELATIONS: drawn from its conditional, or the best.
+
+    Args:
+        key: for the draws.
+        own: second moments of the rows of each core.
+        pairs: core -> expected products of neighbouring rows.
+        precisions: core -> prior precision of each column.
+        draw: 1 to draw, 0 for the best.
+    """
+    sums = [
+        precisions[name][None] * jnp.stack([own[name][0], own[name][:-1].sum(0), pair.sum(0)])
+        for name, pair in pairs.items()
+    ]
+    first, before, cross = jnp.concatenate(sums, axis=1)  # each [columns of all cores]
+    rho = jnp.asarray(CORRELATIONS, first.dtype)[:, None]
+    first, before, cross = first[None], before[None], cross[None]
+    error = (1 - rho**2) * first - 2 * rho * cross + rho**2 * before
+    log_p = 0.5 * jnp.log1p(-(rho**2)) - 0.5 * error
+    best = rho[jnp.argmax(log_p + draw * jax.random.gumbel(key, log_p.shape, log_p.dtype), axis=0), 0]
+    ends = np.cumsum([pair.shape[1] for pair in pairs.values()])[:-1]
+    return dict(zip(pairs, jnp.split(best, ends), strict=True))
+
+
+def pick_precision(key: Key[Array, ""], count: Array, residual: Array, draw: float | Array) -> Float[Array, ""]:
+    """Of the noise: Gamma(count / 2, residual / 2) drawn, or `count / residual`."""
+    shape = 0.5 * count + _SHAPE
+    best = shape / (0.5 * residual + _RATE)
+    drawn = jnp.exp(draw_log_gamma(key, shape) - jnp.log(shape)) * best
+    return jnp.minimum(jnp.where(draw > 0, drawn, best), HIGHEST_PRECISION)
+
+
+@partial(jax.jit, static_argnames="model")
+def sweeps(
+    model: Conjugate, keys: Key[Array, "n"], state: State, data: Observations, how: How, hold: Array
+) -> tuple[State, State]:
+    """As many sweeps as there are keys: the last state, and what each of them left but covariances."""
+
+    def one(state, now):
+        key, still = now
+        state = model.sweep(key, state, data, how, still)
+        return state, state._replace(covariances={})
+
+    return jax.lax.scan(one, state, (keys, hold))

@@ -1,0 +1,126 @@
+"""Classification from tensor covariates by stick breaking, with draws in closed form by Polya-Gamma augmentation.
+
+Class k is taken, if none before it was, with probability `sigmoid(eta_k)`, the last one otherwise (Linderman, Johnson,
+Adams, NeurIPS 2015): `eta[n, k] = <X_n, W[:, k]> + b[k] + f_k(X_n)`, b[k] ~ N(0, 10^2), f_k a Gaussian process of
+variance `ratio[k]`. Given omega ~ PG(1, eta), eta enters by `-omega eta^2 / 2 + kappa eta`, kappa = +-1/2 (Polson,
+Scott, Windle, JASA 108, 2013), and not at all where the class is no more in question.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, run_portion, unknown_space_draw
+from bayestensor.models.regression import RATIOS
+from bayestensor.tensor.design import responses
+from bayestensor.typing import Array, Float, Key
+
+_TERMS = 64  # of the Polya-Gamma sum; the rest has variance 3e-9 of 0.04 and is replaced by its mean
+_BIAS_SD = 10.0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Centred covariates and labels.
+
+    Attributes:
+        x: covariates.
+        kappa: 1/2 where the class is this one, -1/2 where it is a later one, 0 where it is an earlier one.
+        basis: `U sqrt(s)` of the remainder's kernel `U diag(s) U^T`, one column of zeros where there is none.
+        families: of the smooth cores.
+    """
+
+    x: Float[Array, "n *rows"]
+    kappa: Float[Array, "n *cols"]
+    basis: Float[Array, "n m"]
+    families: dict[str, Family]
+
+
+class LogisticState(NamedTuple):
+    """W, b, and the remainder `f_k = sqrt(ratio[k]) basis z[:, k]`."""
+
+    coefficient: CoefficientState
+    bias: Float[Array, "k"]
+    z: Float[Array, "m k"]
+    ratio: Float[Array, "k"]
+
+
+def polya_gamma(key: Key[Array, ""], c: Array, draw: float | Array = 1.0) -> Array:
+    """`omega ~ PG(1, c)` elementwise, or its mean `tanh(c / 2) / (2 c)` where `draw` is 0.
+
+    `omega = sum_j g_j / (2 pi^2 ((j - 1/2)^2 + (c / 2 pi)^2))`, g exponential; the tail of the sum is set to its mean.
+    """
+    j = jnp.arange(1, _TERMS + 1, dtype=c.dtype).reshape(*[1] * c.ndim, -1) - 0.5
+    rates = 1 / (2 * math.pi**2 * (j**2 + (c[..., None] / (2 * math.pi)) ** 2))
+    near = jnp.abs(c) < 1e-3
+    safe = jnp.where(near, 1.0, c)
+    mean = jnp.where(near, 0.25 - c**2 / 48, jnp.tanh(safe / 2) / (2 * safe))
+    g = jax.random.exponential(key, rates.shape, rates.dtype)
+    return mean + draw * ((g - 1) * rates).sum(-1)
+
+
+def sweep(
+    model: Coefficient, key: Key[Array, ""], state: LogisticState, data: Labelled, draw: float | Array
+) -> LogisticState:
+    """omega given everything; W, then bias and remainder, then the ratio given omega."""
+    omega_key, core_key, rest_key, ratio_key = jax.random.split(key, 4)
+    shape, k = data.kappa.shape, state.bias.size
+    active = data.kappa != 0
+    rest = state.bias[None] + data.basis @ (state.z * jnp.sqrt(state.ratio)[None])
+    eta = responses(model.network, state.coefficient.cores, data.x) + rest.reshape(shape)
+    omega = jnp.where(active, polya_gamma(omega_key, eta, draw), 0.0)
+    target = data.kappa - omega * rest.reshape(shape)
+    coefficient = model.move(core_key, state.coefficient, data.x, omega, target, data.families, draw)
+    low_rank = responses(model.network, coefficient.cores, data.x)
+    omega, left = omega.reshape(-1, k), (data.kappa - omega * low_rank).reshape(-1, k)
+    bias, z = _pick_rest(rest_key, state.ratio, data.basis, omega, left, draw)
+    ratio = _pick_ratio(ratio_key, data.basis @ z, omega, left - omega * bias[None], draw)
+    return LogisticState(coefficient, bias, z, ratio)
+
+
+def _pick_rest(key, ratio, basis, omega, left, draw) -> tuple[Array, Array]:
+    """Bias and remainder given W: for each class a joint Gaussian of `(b / 10, z)`, N(0, I) beforehand."""
+    m, k = basis.shape[1], ratio.size
+    noise = draw * jax.random.normal(key, (k, m + 1), basis.dtype)
+
+    def one(now):
+        ratio, omega, left, noise = now
+        features = jnp.concatenate([jnp.full((len(basis), 1), _BIAS_SD, basis.dtype), jnp.sqrt(ratio) * basis], axis=1)
+        gram = (features * omega[:, None]).T @ features
+        return unknown_space_draw(gram[None], (left @ features)[None], noise[None])[0][0]
+
+    found = jax.lax.map(one, (ratio, omega.T, left.T, noise))
+    return _BIAS_SD * found[:, 0], found[:, 1:].T
+
+
+def _pick_ratio(key, unit, omega, left, draw) -> Float[Array, "k"]:
+    """One of RATIOS given z: `log p = sqrt(ratio) sum unit left - ratio sum omega unit^2 / 2`, unit = basis z."""
+    ratios = jnp.asarray(RATIOS, unit.dtype)[:, None]
+    log_p = jnp.sqrt(ratios) * (unit * left).sum(0)[None] - 0.5 * ratios * (omega * unit**2).sum(0)[None]
+    log_p = log_p + draw * jax.random.gumbel(key, log_p.shape, log_p.dtype)
+    return ratios[jnp.argmax(log_p, axis=0), 0]
+
+
+@partial(jax.jit, static_argnames="model")
+def sweeps(
+    model: Coefficient, seed: Array, part: Array, states: LogisticState, data: Labelled, draw: float | Array
+) -> tuple[LogisticState, LogisticState]:
+    """PORTION sweeps of each chain: (last states, all states [chain, sweep, ...]). See `run_portion`."""
+    return run_portion(lambda key, state: sweep(model, key, state, data, draw), seed, part, states)
+
+
+def stick_probabilities(eta: np.ndarray) -> np.ndarray:
+    """Probabilities of all classes (..., k + 1) from the sticks' log odds (..., k)."""
+    from scipy.special import log_expit
+
+    zero = np.zeros((*eta.shape[:-1], 1))
+    passed = np.concatenate([zero, np.cumsum(log_expit(-eta), axis=-1)], axis=-1)
+    return np.exp(passed + np.concatenate([log_expit(eta), zero], axis=-1))

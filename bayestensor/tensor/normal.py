@@ -1,0 +1,267 @@
+"""A network is linear in each core: the normal equations of one core given the others, for every format.
+
+Observations enter by a weight w and a target t for each entry x, as `-w x^2 / 2 + t x`: w = precision and t = precision
+times value for a Gaussian; a hidden entry has w = t = 0. With g the gradient of an entry with respect to core C,
+split into the core's mode index q and its bond indices p (all bonds as one axis),
+
+    gram[q, p, p'] = sum over entries at q of w g_p g_p',      moment[q, p] = sum over entries at q of t g_p,
+
+and the exponent is `-C[q] . gram[q] C[q] / 2 + moment[q] . C[q]` in C: one small system for each mode index.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayestensor.tensor.contract import Term, _gathered, contract, dense, entries
+from bayestensor.tensor.network import Core, Factored, Network
+from bayestensor.typing import Array, Float, Int
+
+_WIDTH = 16  # entries of one mode index that share a matrix product; a group is filled up to a multiple of it
+_BLOCK = 1 << 22  # numbers of one block of gathered design rows, 32 MB in float64
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Observations as arrays of the tensor's shape, zero where hidden: for images and other tensors that fit."""
+
+    weight: Float[Array, ...]
+    target: Float[Array, ...]
+    count: Float[Array, ""]  # of observations
+    energy: Float[Array, ""]  # sum of target^2 / weight
+
+    @classmethod
+    def build(cls, values: np.ndarray, observed: np.ndarray) -> Grid:
+        """Weight 1 where observed; what stands elsewhere is not looked at."""
+        target = np.where(observed, values, 0.0)
+        return cls(*map(jnp.asarray, (observed.astype(target.dtype), target, float(observed.sum()), (target**2).sum())))
+
+    def values(self, tensor: Factored) -> Array:
+        """The tensor at the observations (and at the hidden entries too)."""
+        return dense(tensor)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Observations as a list of coordinates: nothing of the size of the tensor is ever formed.
+
+    `places[core]` is [chunks, width], rows of the list that share the core's mode index, filled up with n;
+    `groups[core]` is [chunks], that index, ascending. `Entries.build` makes both.
+    """
+
+    coords: Int[Array, "n modes"]
+    weight: Float[Array, "n"]
+    target: Float[Array, "n"]
+    count: Float[Array, ""]
+    energy: Float[Array, ""]
+    places: dict[str, Array]
+    groups: dict[str, Array]
+
+    @classmethod
+    def build(cls, network: Network, coords: np.ndarray, values: np.ndarray) -> Entries:
+        """Weight 1 each; the list is sorted once for each core."""
+        places, groups = {}, {}
+        for core in network.cores:
+            open_, _ = split_legs(network, core)
+            sizes = [network.size[leg] for leg in open_]
+            columns = [coords[:, network.modes.index(leg)] for leg in open_]
+            index = np.ravel_multi_index(columns, sizes) if open_ else np.zeros(len(coords), int)
+            places[core.name], groups[core.name] = _chunks(index, math.prod(sizes))
+        weight, count, energy = jnp.ones_like(values), jnp.asarray(float(len(values))), jnp.asarray((values**2).sum())
+        return cls(jnp.asarray(coords, jnp.int32), weight, jnp.asarray(values), count, energy, places, groups)
+
+    def values(self, tensor: Factored) -> Array:
+        """The tensor at the observations, block by block."""
+        return in_blocks(lambda at: entries(tensor, at), self.coords, 4096)
+
+
+Observations: TypeAlias = Grid | Entries
+
+
+def split_legs(network: Network, core: Core) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(mode legs, bond legs) of a core, each in the core's order."""
+    return tuple(x for x in core.legs if x in network.modes), tuple(x for x in core.legs if x not in network.modes)
+
+
+def to_rows(network: Network, name: str, array: Array) -> Float[Array, "q p"]:
+    """A core as a matrix: mode legs by bond legs. Leading axes (draws) stay in front."""
+    core = network.core[name]
+    lead = array.ndim - len(core.legs)
+    order = [core.legs.index(leg) + lead for part in split_legs(network, core) for leg in part]
+    q, p = row_shape(network, name)
+    return array.transpose(*range(lead), *order).reshape(*array.shape[:lead], q, p)
+
+
+def from_rows(network: Network, name: str, rows: Float[Array, "q p"]) -> Array:
+    """The inverse of `to_rows`."""
+    core = network.core[name]
+    legs = [leg for part in split_legs(network, core) for leg in part]
+    array = rows.reshape([network.size[leg] for leg in legs])
+    return array.transpose([legs.index(leg) for leg in core.legs])
+
+
+def row_shape(network: Network, name: str) -> tuple[int, int]:
+    """(Q, P): how many systems of which size a core's normal equations are."""
+    open_, bonds = split_legs(network, network.core[name])
+    return math.prod(network.size[leg] for leg in open_), math.prod(network.size[leg] for leg in bonds)
+
+
+def normal_equations(
+    network: Network,
+    cores: Mapping[str, Array],
+    name: str,
+    data: Observations,
+    covariances: Mapping[str, Array] | None = None,
+) -> tuple[Float[Array, "q p p"], Float[Array, "q p"]]:
+    """(gram, moment) of one core given the others.
+
+    Args:
+        network: whose cores these are.
+        cores: name -> array; the core `name` itself is not looked at.
+        name: of the core.
+        data: the observations.
+        covariances: name -> [q, p, p], where the other cores are uncertain (independently of each other): gram and
+            moment are then expectations, as mean-field variational inference needs them.
+    """
+    if isinstance(data, Entries):
+        return _from_entries(network, cores, name, data, covariances)
+    return _from_grid(network, cores, name, data, covariances)
+
+
+def _from_grid(network, cores, name, data, covariances):
+    core, modes = network.core[name], network.modes
+    open_, bonds = split_legs(network, core)
+    q, p = row_shape(network, name)
+    others = [c for c in network.cores if c.name != name]
+    moment = contract([(data.target, modes), *_fill(network, cores, others, bonds)], (*open_, *bonds))
+    if is_joint(network):  # CP: every second moment is symmetric, so that half of it will do
+        upper = np.triu_indices(p)
+        terms = [
+            (_second(network, cores, c.name, covariances)[:, *upper], (*split_legs(network, c)[0], "pair"))
+            for c in others
+        ]
+        half = contract([(data.weight, modes), *terms], (*open_, "pair")).reshape(q, -1)
+        gram = jnp.zeros((q, p, p), half.dtype).at[:, *upper].set(half).at[:, *upper[::-1]].set(half)
+        return gram, moment.reshape(q, p)
+    terms = _pairs(network, cores, others, bonds, covariances)
+    gram = contract([(data.weight, modes), *terms], (*open_, *bonds, *map(_primed, bonds)))
+    return gram.reshape(q, p, p), moment.reshape(q, p)
+
+
+def _from_entries(network, cores, name, data, covariances):
+    core = network.core[name]
+    _, bonds = split_legs(network, core)
+    q, p = row_shape(network, name)
+    others = [c for c in network.cores if c.name != name]
+    places, groups = data.places[name], data.groups[name]
+    weight, target = (jnp.append(x, jnp.zeros(1, x.dtype)) for x in (data.weight, data.target))
+    per_block = max(1, min(len(places), _BLOCK // (_WIDTH * p * (1 if covariances is None else p))))
+    fill = -len(places) % per_block
+    places = jnp.pad(places, ((0, fill), (0, 0)), constant_values=len(data.weight))
+    groups = jnp.pad(groups, (0, fill), constant_values=q - 1)
+
+    def block(carry, chunk):
+        place, group = chunk
+        flat = place.reshape(-1)
+        at = {leg: data.coords[jnp.minimum(flat, len(data.coords) - 1), k] for k, leg in enumerate(network.modes)}
+        w, t = weight[place], target[place]
+        rows = _at(network, _fill(network, cores, others, bonds), at, bonds).reshape(*place.shape, p)
+        if covariances is None:
+            gram = jnp.matmul((rows * w[..., None]).mT, rows)
+        else:
+            double = (*bonds, *map(_primed, bonds))
+            pairs = _at(network, _pairs(network, cores, others, bonds, covariances), at, double)
+            gram = (pairs.reshape(*place.shape, p, p) * w[..., None, None]).sum(1)
+        moment = (rows * t[..., None]).sum(1)
+        return (carry[0].at[group].add(gram), carry[1].at[group].add(moment)), None
+
+    dtype = jnp.result_type(*cores.values())
+    start = jnp.zeros((q, p, p), dtype), jnp.zeros((q, p), dtype)
+    chunks = places.reshape(-1, per_block, _WIDTH), groups.reshape(-1, per_block)
+    return jax.lax.scan(block, start, chunks)[0]
+
+
+def expected_square(
+    network: Network, cores: Mapping[str, Array], covariances: Mapping[str, Array], data: Observations
+) -> Float[Array, ""]:
+    """`sum over entries of w E[x^2] - 2 t E[x]`, cores independent with these means and covariances."""
+    name = network.cores[0].name
+    gram, moment = normal_equations(network, cores, name, data, covariances)
+    mean = to_rows(network, name, cores[name])
+    return (gram * (mean[:, :, None] * mean[:, None, :] + covariances[name])).sum() - 2 * (moment * mean).sum()
+
+
+def is_joint(network: Network) -> bool:
+    """Whether one bond joins all cores and there is no other, as in CP with one mode a core."""
+    return (
+        len(network.bonds) == 1
+        and all(len(split_legs(network, c)[0]) == 1 and network.bonds[0] in c.legs for c in network.cores)
+        and len(network.cores) == len(network.modes)
+    )
+
+
+def _second(network: Network, cores, name: str, covariances) -> Float[Array, "q p p"]:
+    rows = to_rows(network, name, cores[name])
+    second = rows[:, :, None] * rows[:, None, :]
+    return second if covariances is None else second + covariances[name]
+
+
+def _fill(network: Network, cores, others: Sequence[Core], bonds: Sequence[str]) -> list[Term]:
+    """The other cores, and ones for bonds that only the core in question has."""
+    terms: list[Term] = [(cores[c.name], c.legs) for c in others]
+    dtype = jnp.result_type(*cores.values())
+    alone = [b for b in bonds if not any(b in c.legs for c in others)]
+    return terms + [(jnp.ones(network.size[b], dtype), (b,)) for b in alone]
+
+
+def _pairs(network: Network, cores, others: Sequence[Core], bonds: Sequence[str], covariances) -> list[Term]:
+    """Two copies of the other cores, joined at the modes: bonds of the second copy are primed."""
+    terms = _fill(network, cores, [], [b for b in bonds if not any(b in c.legs for c in others)])
+    terms += [(array, tuple(map(_primed, legs))) for array, legs in terms]
+    for c in others:
+        open_, inner = split_legs(network, c)
+        primed = tuple(map(_primed, inner))
+        if covariances is None:
+            second = tuple(leg if leg in open_ else _primed(leg) for leg in c.legs)
+            terms += [(cores[c.name], c.legs), (cores[c.name], second)]
+        else:
+            sizes = [network.size[leg] for leg in (*open_, *inner, *inner)]
+            terms.append((_second(network, cores, c.name, covariances).reshape(sizes), (*open_, *inner, *primed)))
+    return terms
+
+
+def _primed(leg: str) -> str:
+    return leg + "'"
+
+
+def _at(network: Network, terms: Sequence[Term], at: Mapping[str, Array], output: Sequence[str]) -> Array:
+    """Terms at coordinates, contracted to [batch, *output]."""
+    return contract(_gathered(terms, at, len(next(iter(at.values())))), ("batch", *output))
+
+
+def _chunks(index: np.ndarray, groups: int) -> tuple[Array, Array]:
+    """Rows sorted by group, each group filled up to whole chunks: (places [chunks, width], group of each chunk)."""
+    counts = np.bincount(index, minlength=groups)
+    chunks = -(-counts // _WIDTH)
+    order = np.argsort(index, kind="stable")
+    first = np.concatenate([[0], np.cumsum(chunks)[:-1]]) * _WIDTH - np.concatenate([[0], np.cumsum(counts)[:-1]])
+    places = np.full(int(chunks.sum()) * _WIDTH, len(index), np.int32)
+    places[first[index[order]] + np.arange(len(index))] = order
+    return jnp.asarray(places.reshape(-1, _WIDTH)), jnp.asarray(np.repeat(np.arange(groups, dtype=np.int32), chunks))
+
+
+def in_blocks(function, rows: Array, size: int) -> Array:
+    """`function` of the rows, `size` of them at a time."""
+    n = len(rows)
+    size = min(size, n)
+    padded = jnp.pad(rows, ((0, -n % size), (0, 0)))
+    return jax.lax.map(function, padded.reshape(-1, size, rows.shape[1])).reshape(-1)[:n]

@@ -1,0 +1,372 @@
+"""Laws of tensor regression: equations of one core, its draws, noise and remainder, the estimator and its inputs."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from sklearn.base import clone
+
+from bayestensor.estimators import covariates
+from bayestensor.estimators.regression import TensorRegressor
+from bayestensor.estimators.remainder import build_remainder, log_evidence
+from bayestensor.models.coefficient import (
+    Coefficient,
+    CoefficientState,
+    Family,
+    core_sd,
+    row_space_draw,
+    unknown_space_draw,
+)
+from bayestensor.models.conjugate import CORRELATIONS
+from bayestensor.models.regression import RATIOS, Centred, pick_noise
+from bayestensor.priors import InverseGamma
+from bayestensor.tensor import design as equations
+from bayestensor.tensor.formats import FORMATS, cp
+from bayestensor.tensor.initialise import core_variance, initialise
+
+ROWS, COLS = (3, 4), (2, 3)
+
+
+def _weighted_data(seed, n, cols):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, *ROWS)), rng.uniform(0.5, 2, (n, *cols)), rng.normal(size=(n, *cols))
+
+
+@pytest.mark.parametrize("format", sorted(FORMATS))
+def test_the_equations_of_a_core_are_those_of_its_gradient(format):
+    cols = COLS if format in ("cp", "tt_matrix") else COLS[:1]
+    network = FORMATS[format](ROWS, cols, rank=2)
+    x, weight, target = _weighted_data(0, 5, cols)
+    with jax.enable_x64(True):
+        cores = initialise(jax.random.key(1), network, dtype=jnp.float64).cores
+
+        @jax.jit
+        def both(cores, x, weight, target):
+            eta = partial(equations.responses, network)
+            gradients = {name: jax.jacobian(lambda c, n=name: eta(cores | {n: c}, x))(cores[name]) for name in cores}
+            found = {}
+            for name in cores:
+                near, far = equations.core_covariates(network, cores, name, x)
+                normal = equations.normal_equations(network, name, near, far, weight, target)
+                w = equations.by_system(network, name, weight)
+                found[name] = (*normal, equations.design(network, name, near, far), w)
+            return eta(cores, x), gradients, found
+
+        eta, gradients, found = jax.tree.map(np.asarray, both(cores, x, weight, target))
+        place = {
+            name: np.asarray(equations.to_systems(network, name, jnp.arange(core.size).reshape(core.shape)))
+            for name, core in cores.items()
+        }
+        back = {name: equations.from_systems(network, name, jnp.asarray(at)) for name, at in place.items()}
+    for name, (gram, moment, design, w) in found.items():
+        gradient = gradients[name].reshape(weight.size, -1)
+        np.testing.assert_allclose(gradient @ np.asarray(cores[name]).ravel(), eta.ravel(), atol=1e-10)
+        np.testing.assert_array_equal(np.ravel(back[name]), np.arange(cores[name].size))
+        full = gradient.T @ (weight.ravel()[:, None] * gradient)
+        at = place[name].reshape(len(gram), -1)
+        for system, rows in enumerate(at):
+            np.testing.assert_allclose(gram[system], full[np.ix_(rows, rows)], atol=1e-10)
+            np.testing.assert_allclose((design.T * w[system]) @ design, gram[system], atol=1e-10)
+            full[np.ix_(rows, rows)] = 0
+        np.testing.assert_allclose(full, 0, atol=1e-10)  # the systems are independent
+        np.testing.assert_allclose(moment, (gradient.T @ target.ravel())[at], atol=1e-10)
+
+
+def test_both_ways_to_draw_have_the_mean_and_covariance_of_the_joint_gaussian():
+    rng = np.random.default_rng(0)
+    n, u, b = 4, 6, 2
+    rows, weight, target = rng.normal(size=(n, u)), rng.uniform(0.5, 2, (b, n)), rng.normal(size=(b, n))
+    weight[1, 2] = target[1, 2] = 0  # a datum that a system does not see
+    gram = np.einsum("nu,bn,nv->buv", rows, weight, rows)
+    moment = target @ rows
+    with jax.enable_x64(True):
+
+        def by_unknowns(noise):
+            return unknown_space_draw(jnp.asarray(gram), jnp.asarray(moment), noise.reshape(b, u))
+
+        def by_rows(noise):
+            first, second = noise[: b * u].reshape(b, u), noise[b * u :].reshape(b, n)
+            return row_space_draw(*map(jnp.asarray, (rows, weight, target)), first, second)
+
+        for draw, size in ((by_unknowns, b * u), (by_rows, b * u + b * n)):
+            found = jax.jit(lambda e, f=draw: (*f(e), jax.jacobian(lambda e: f(e)[0])(e)))(jnp.zeros(size))
+            mean, log_z, root = map(np.asarray, found)
+            for system in range(b):
+                seen = weight[system] > 0
+                aim = (target[system] / np.sqrt(np.where(seen, weight[system], 1)))[seen]
+                scaled = (np.sqrt(weight[system])[:, None] * rows)[seen]
+                density = scipy.stats.multivariate_normal.logpdf(aim, cov=np.eye(len(aim)) + scaled @ scaled.T)
+                noise_alone = scipy.stats.norm.logpdf(aim).sum()
+                np.testing.assert_allclose(log_z[system], density - noise_alone, atol=1e-10)
+                covariance = np.linalg.inv(np.eye(u) + gram[system])
+                np.testing.assert_allclose(mean[system], covariance @ moment[system], atol=1e-10)
+                np.testing.assert_allclose(root[system] @ root[system].T, covariance, atol=1e-10)
+
+
+def test_a_sweep_keeps_the_prior_when_data_are_drawn_from_it():
+    """Joint distribution test (Geweke, JASA 99, 2004): prior draw, data, one sweep: the state is a prior draw again.
+
+    4,000 pairs, two-sample KS on four statistics: p < 1e-5 in none of them but by a chance of 4e-5; data of three times
+    the standard deviation that the sweep believes are seen.
+    """
+    network = cp((3,), (2,), rank=2)
+    model = Coefficient(network, InverseGamma(3.0, 3.0), core_variance(network, 1.0), ("factor0",))
+    family = [part[::8] for part in covariates.autoregressions(np.eye(3))]
+
+    def one(key, sd, family):
+        scale_key, core_key, member_key, x_key, y_key, sweep_key = jax.random.split(key, 6)
+        scales = {"rank": model.prior.sample(scale_key, (2,), jnp.float64)}
+        cores, unit = initialise(core_key, network, 1.0, dtype=jnp.float64).cores, core_variance(network, 1.0) ** -0.5
+        cores = {k: c * unit * core_sd(network, k, scales, model.variance)[None] for k, c in cores.items()}
+        member = jax.random.randint(member_key, (), 0, len(family.log_det))
+        cores["factor0"] = family.root[member] @ cores["factor0"]
+        state = CoefficientState(cores, scales, {"factor0": member})
+        x = jax.random.normal(x_key, (6, 3), jnp.float64)
+        eta = equations.responses(network, cores, x)
+        y = eta + sd * jax.random.normal(y_key, eta.shape, eta.dtype)
+        after = model.move(sweep_key, state, x, jnp.ones_like(y), y, {"factor0": family}, 1.0)
+        return statistics(state), statistics(after)
+
+    def statistics(state):
+        w = equations.responses(network, state.cores, jnp.eye(3, dtype=jnp.float64))
+        lag = (state.cores["factor0"][1:] * state.cores["factor0"][:-1]).sum()
+        return jnp.stack([state.scales["rank"].sum(), (w**2).sum(), lag, state.member["factor0"].astype(lag.dtype)])
+
+    with jax.enable_x64(True):
+        run = jax.jit(
+            lambda keys, sd: jax.lax.map(
+                lambda key: one(key, sd, Family(*map(jnp.asarray, family))), keys, batch_size=500
+            )
+        )
+        keys = jax.random.split(jax.random.key(0), 8000)
+        found = {sd: [np.asarray(a) for a in run(keys, sd)] for sd in (1.0, 3.0)}
+    for sd, (before, after) in found.items():
+        p = [scipy.stats.ks_2samp(a, b).pvalue for a, b in zip(before[:4000].T, after[4000:].T, strict=True)]
+        assert (min(p) < 1e-5) == (sd > 1), p
+
+
+@pytest.mark.parametrize("kind", ["linear", "smooth", None])
+@pytest.mark.parametrize("p", [3, 12])
+def test_the_remainder_is_its_kernel(kind, p):
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(8, p)), rng.normal(size=(8, 2))
+    x, y = (x - x.mean(0)) / math.sqrt(p), y - y.mean(0)
+    found = build_remainder(kind, x, y)
+    at, own = found.at(x)
+    kernel = at @ found.vectors.T
+    np.testing.assert_allclose(at, found.vectors * found.spectrum, atol=1e-9)
+    np.testing.assert_allclose(own, np.diagonal(kernel), atol=1e-9)
+    np.testing.assert_allclose(kernel.sum(axis=0), 0, atol=1e-9)  # centred: the intercept is not its business
+    if kind is None:
+        assert not kernel.any()
+        projection = found.vectors @ found.vectors.T
+        np.testing.assert_allclose(projection @ x, x, atol=1e-9)
+        return
+    # the evidence against the density of y itself, its mean and its noise integrated out, all in n dimensions
+    expected = 0.0
+    for column in y.T:
+        terms = []
+        for ratio in RATIOS[::8]:
+            turned = np.linalg.svd(np.ones((8, 1)))[0][:, 1:]  # an orthonormal basis of what sums to zero
+            covariance = turned.T @ (np.eye(8) + ratio * kernel) @ turned
+            z = turned.T @ column
+            terms.append(-0.5 * np.linalg.slogdet(covariance)[1] - 3.5 * np.log(z @ np.linalg.solve(covariance, z)))
+        expected += np.logaddexp.reduce(terms)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bayestensor.estimators.remainder.RATIOS", RATIOS[::8])
+        assert abs(log_evidence(found, y) - expected) < 1e-4
+
+
+def test_noise_and_ratio_are_drawn_from_their_posterior():
+    """20,000 draws against the posterior on the grid: shares within 5 standard errors (false alarm 1e-5 in all)."""
+    rng = np.random.default_rng(2)
+    m = 6
+    residual, spectrum, lost, count = rng.normal(size=m) * 2, np.geomspace(0.1, 3, m), 1.5, 8.0
+    log_p, rates = [], []
+    for ratio in RATIOS:
+        energy = lost + (residual**2 / (1 + ratio * spectrum)).sum()
+        rates.append(energy / 2)
+        log_p.append(-0.5 * np.log1p(ratio * spectrum).sum() - count / 2 * np.log(energy))
+    p = np.exp(np.array(log_p) - np.logaddexp.reduce(log_p))
+    with jax.enable_x64(True):
+        arrays = map(jnp.asarray, (np.zeros((m, 1)), residual, spectrum, lost, count))
+        data = Centred(*arrays, {})
+
+        @jax.jit
+        def draw(key):
+            return pick_noise(*jax.random.split(key), data.y, data, 1.0)
+
+        precision, ratio = jax.lax.map(draw, jax.random.split(jax.random.key(0), 20_000))
+    precision, at = np.asarray(precision), np.searchsorted(RATIOS, np.asarray(ratio))
+    shares = np.bincount(at, minlength=len(RATIOS)) / len(at)
+    assert (np.abs(shares - p) < 5 * np.sqrt(p * (1 - p) / len(at)) + 1e-3).all()
+    # given the ratio the precision is Gamma(count / 2, energy / 2)
+    u = scipy.stats.gamma.cdf(precision, count / 2, scale=1 / np.array(rates)[at])
+    assert scipy.stats.kstest(u, "uniform").pvalue > 1e-5
+    assert (
+        scipy.stats.kstest(scipy.stats.gamma.cdf(precision, 3.0, scale=1 / np.array(rates)[at]), "uniform").pvalue
+        < 1e-5
+    )
+
+
+def test_bases_lose_nothing_and_carry_the_autoregression():
+    rng = np.random.default_rng(3)
+    x = np.einsum("nr,ir->ni", rng.normal(size=(7, 3)), rng.normal(size=(20, 3)))[:, :, None] * rng.normal(
+        size=(7, 1, 4)
+    )
+    bases = covariates.mode_bases(x.reshape(7, -1), (20, 4))
+    assert [b.shape for b in bases] == [(20, 8), (4, 4)]
+    small = covariates.project(x.reshape(7, -1), (20, 4), bases)
+    np.testing.assert_allclose(covariates.expand(np.moveaxis(small, 0, -1), bases), np.moveaxis(x, 0, -1), atol=1e-6)
+    roots, inverses, log_dets = covariates.autoregressions(bases[0])
+    lag = np.abs(np.arange(20)[:, None] - np.arange(20))
+    for root, inverse, log_det, rho in zip(roots, inverses, log_dets, CORRELATIONS, strict=True):
+        covariance = bases[0].T @ rho**lag @ bases[0]
+        np.testing.assert_allclose(root @ root.T, covariance, atol=1e-10)
+        np.testing.assert_allclose(inverse @ root, np.eye(8), atol=1e-8)
+        np.testing.assert_allclose(2 * log_det, np.linalg.slogdet(covariance)[1], atol=1e-8)
+
+
+FAST = {"num_draws": 100, "burn_in": 50, "smooth": (), "random_state": 0}
+
+
+@pytest.mark.parametrize("remainder", [None, "linear"])
+def test_with_fixed_scales_it_is_bayesian_ridge(remainder):
+    """Vector covariates, one component, v held at 1: W ~ N(0, I), and only the noise is left to integrate, by a grid.
+
+    With a linear remainder the sum of both is ridge of variance `1 + ratio / precision`. 400 draws: the error of the
+    mean is about 1/20 of the posterior's sd; a quarter of it, and 15 % of the sd, are allowed.
+    """
+    rng = np.random.default_rng(4)
+    n, p = 25, 6
+    x, x_new = rng.normal(size=(n, p)), rng.normal(size=(5, p))
+    y = x @ rng.normal(size=p) + rng.normal(size=n)
+    model = TensorRegressor(prior=InverseGamma(1e7, 1e7), remainder=remainder, **FAST | {"num_draws": 200}).fit(x, y)
+    mean, sd = model.predict(x_new, return_std=True)
+    mu, scale = y.mean(), y.std()
+    unit = math.sqrt(((x - x.mean(0)) ** 2).sum(1).mean())
+    weights = model._remainder.weights if remainder else 1.0
+    a, b, z = (x - x.mean(0)) / unit, (x_new - x.mean(0)) / unit, (y - mu) / scale
+    turned = np.linalg.svd(np.ones((n, 1)))[0][:, 1:]
+    log_p, means, squares = [], [], []
+    for precision in np.geomspace(0.5, 60, 80):
+        for ratio in RATIOS[::2] if remainder else [0.0]:
+            covariance = np.eye(p) + ratio / precision * np.diag(np.broadcast_to(weights, p) ** 2)
+            k = turned.T @ (a @ covariance @ a.T + np.eye(n) / precision) @ turned
+            gain = b @ covariance @ a.T @ turned @ np.linalg.inv(k)
+            means.append(gain @ turned.T @ z)
+            own = np.einsum("np,pq,nq->n", b, covariance, b) - np.einsum(
+                "nm,nm->n", gain, b @ covariance @ a.T @ turned
+            )
+            squares.append(own + (1 + 1 / n) / precision)
+            log_p.append(-0.5 * np.linalg.slogdet(k)[1] - 0.5 * turned.T @ z @ np.linalg.solve(k, turned.T @ z))
+    w = np.exp(np.array(log_p) - np.logaddexp.reduce(log_p))
+    exact = w @ np.array(means)
+    exact_sd = np.sqrt(w @ (np.array(squares) + np.array(means) ** 2) - exact**2)
+    error = np.abs(mean - (mu + scale * exact)) / (scale * exact_sd)
+    assert error.max() < 0.15, error
+    np.testing.assert_allclose(sd, scale * exact_sd, rtol=0.15)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    w = np.einsum("ir,jr,kr->ijk", *(rng.normal(size=(n, 2)) for n in (6, 5, 3)))
+    x = rng.normal(size=(160, 6, 5))
+    y = 3 + np.einsum("nij,ijk->nk", x, w) + 0.5 * rng.normal(size=(160, 3))
+    fit = TensorRegressor(**FAST).fit(x[:80], y[:80])
+    return w, x, y, fit
+
+
+def test_it_finds_coefficient_rank_noise_and_interval(problem):
+    w, x, y, fit = problem
+    assert fit.coef_.shape == w.shape and np.linalg.norm(fit.coef_ - w) < 0.1 * np.linalg.norm(w)
+    assert fit.rank_ == np.argmax(fit.rank_posterior_["rank"]) and fit.rank_ >= 2
+    assert (np.abs(fit.noise_ / 0.5 - 1) < 0.3).all()
+    assert fit.score(x[80:], y[80:]) > 0.97
+    lower, upper = fit.predict_interval(x[80:], 0.9)
+    # 240 entries: sd of the coverage 0.02; intervals of half the width would cover 0.59
+    assert 0.83 < np.mean((y[80:] >= lower) & (y[80:] <= upper)) < 0.97
+    mean, sd = fit.predict(x[80:], return_std=True)
+    draws = fit.sample(x[80:], 400)
+    assert np.abs(draws.mean(0) - mean).max() < 6 * sd.max() / 20
+    gaussian = scipy.stats.norm.logpdf(y[80:], mean, sd).mean()
+    assert abs(fit.log_score(x[80:], y[80:]) - gaussian) < 0.05
+    assert fit.draws_.shape == (2, 100)
+
+
+@pytest.mark.parametrize("kind", ["flat with shape", "same again", "units"])
+def test_the_form_of_the_data_does_not_matter(problem, kind):
+    _, x, y, fit = problem
+    model, factor = clone(fit), 1e25 if kind == "units" else 1.0
+    if kind == "flat with shape":
+        model.set_params(shape=(6, 5)).fit(x[:80].reshape(80, -1), y[:80])
+        np.testing.assert_array_equal(model.predict(x[80:].reshape(80, -1)), fit.predict(x[80:]))
+    else:
+        model.fit(x[:80] / factor, y[:80] * factor)
+        np.testing.assert_allclose(model.predict(x[80:] / factor) / factor, fit.predict(x[80:]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["tucker", "tensor_train", "tt_matrix"])
+def test_other_formats_and_tensor_responses_do(problem, format):
+    _, x, y, _ = problem
+    y = np.stack([y[:, :2], -y[:, :2]], axis=2)
+    model = TensorRegressor(format=format, max_rank=3, remainder=None, **FAST).fit(x[:80], y[:80])
+    assert model.predict(x[80:]).shape == (80, 2, 2) and model.coef_.shape == (6, 5, 2, 2)
+    assert model.score(x[80:], y[80:]) > 0.95
+    assert set(model.rank_posterior_) == set(model.network_.bonds)
+
+
+def test_the_mode_alone(problem):
+    _, x, y, _ = problem
+    model = TensorRegressor(inference="map", **FAST).fit(x[:80], y[:80])
+    assert model.draws_.shape == (1, 1) and model.score(x[80:], y[80:]) > 0.95
+
+
+def test_constant_data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(10, 3))
+    flat = TensorRegressor(**FAST).fit(x, np.full(10, 7.0))
+    np.testing.assert_allclose(flat.predict(x), 7.0, atol=1e-3)
+    still = TensorRegressor(**FAST).fit(np.ones((10, 3)), np.arange(10.0))
+    np.testing.assert_allclose(still.predict(np.ones((2, 3))), 4.5, atol=1e-6)
+    lower, upper = still.predict_interval(np.ones((2, 3)))
+    assert (lower < 2).all() and (upper > 7).all()
+
+
+X, Y = np.random.default_rng(0).normal(size=(12, 6)), np.arange(12.0)
+BAD = {
+    "length": ({}, X, Y[:5], "inconsistent"),
+    "nan in X": ({}, np.where(np.arange(6) == 2, np.nan, X), Y, "NaN"),
+    "inf in y": ({}, X, np.where(Y > 10, np.inf, Y), "infinity"),
+    "one datum": ({}, X[:1], Y[:1], "minimum of 2"),
+    "shape": ({"shape": (4, 2)}, X, Y, "6 columns; shape="),
+    "shape of a tensor": ({"shape": (3, 2)}, X.reshape(12, 2, 3), Y, "one covariate tensor has shape"),
+    "no shape": ({"shape": 6}, X, Y, "sizes of one covariate tensor"),
+    "inference": ({"inference": "mcmc"}, X, Y, "inference is 'mcmc'"),
+    "remainder": ({"remainder": "rbf"}, X, Y, "remainder is 'rbf'"),
+    "format": ({"format": "parafac"}, X, Y, "format is 'parafac'"),
+    "draws": ({"num_draws": 1}, X, Y, "num_draws is 1"),
+    "smooth": ({"smooth": (3,)}, X, Y, "smooth names modes"),
+    "complex": ({}, X + 1j, Y, "[Cc]omplex"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case):
+    params, x, y, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        TensorRegressor(**FAST | params).fit(x, y)
+
+
+def test_other_shapes_are_refused_at_prediction(problem):
+    _, x, _, fit = problem
+    with pytest.raises(ValueError, match="the fit had"):
+        fit.predict(x.transpose(0, 2, 1))
