@@ -115,9 +115,9 @@ def sghmc(
         temperature: T; 1 is the posterior.
         burn_in: steps that adapt; drop their draws.
         cycle: steps in a cosine cycle h (1 + cos(pi t / cycle)) / 2, t < cycle (Zhang et al. 2020); None: constant.
-        precondition: adapt `scale`; otherwise it is 1. "leaf": alike for all of an array. Take that where coordinates
-            may change roles, as indices of a bond do: one that was dead in burn-in has scale 1, and alive after it
-            would be thrown about.
+        precondition: adapt `scale`; otherwise it is 1. "leaf": alike for all of an array. That is for coordinates
+            that change roles, as indices of a bond do: one that was dead in burn-in has a scale that is long for one
+            alive. It mixes slowly: the scales of dead indices then hardly move, where the live ones' steps are short.
         correct_noise: raise the friction and inject less; otherwise the noise is only reported.
         noise_share: largest share of the random force that batches may supply.
         measure_every: steps between two measurements of the noise; every step of burn-in takes one.
