@@ -41,7 +41,7 @@ class Noise(Gaussian):
 def prior_draw(model, key):
     """(z, u) from the prior."""
     z_key, v_key, noise_key = jax.random.split(key, 3)
-    at = noncentred(model, 1).from_position(model.initial_position(key))
+    at = noncentred(model, 1).from_position(model.initial_position(jax.random.key(0)))
     z_keys = dict(zip(at["cores"], jax.random.split(z_key, len(at["cores"])), strict=True))
     v_keys = dict(zip(at["log_scales"], jax.random.split(v_key, len(at["log_scales"])), strict=True))
     scales = {b: jnp.log(PRIOR.sample(v_keys[b], x.shape)) for b, x in at["log_scales"].items()}
