@@ -296,9 +296,8 @@ def test_lattice_draws_go_from_mode_to_mode_and_stay_in_law():
     with probability 0.99, and the law within the large mode where its distribution function is off by 0.04."""
 
     def chain(key):
-        return jax.lax.scan(
-            lambda x, key: (scale_moves.lattice_draw(key, two_modes, x), None), 6.0, jax.random.split(key, 150)
-        )[0]
+        move = lambda t, x: scale_moves.lattice_draw(jax.random.fold_in(key, t), two_modes, x)  # noqa: E731
+        return jax.lax.fori_loop(0, 150, move, 6.0)
 
     x = np.asarray(jax.jit(jax.vmap(chain))(jax.random.split(jax.random.key(0), 4000)))
     assert abs((x < 0).mean() - 4 / 5) < 0.02
