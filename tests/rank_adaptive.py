@@ -41,7 +41,7 @@ class Noise(Gaussian):
 def prior_draw(model, key):
     """(z, u) from the prior."""
     z_key, v_key, noise_key = jax.random.split(key, 3)
-    at = noncentred(model, 1).from_position(model.initial_position(key))
+    at = noncentred(model, 1).from_position(model.initial_position(jax.random.key(0)))
     z_keys = dict(zip(at["cores"], jax.random.split(z_key, len(at["cores"])), strict=True))
     v_keys = dict(zip(at["log_scales"], jax.random.split(v_key, len(at["log_scales"])), strict=True))
     scales = {b: jnp.log(PRIOR.sample(v_keys[b], x.shape)) for b, x in at["log_scales"].items()}
@@ -90,16 +90,15 @@ def simulate(format="cp", simulations=300, draws=63, thin=50, burn_in=3000, seed
         )
         state = engine.init(start_key, prior_draw(model, jax.random.fold_in(start_key, 1)))
 
-        def step(state, key):
-            return engine.step(key, state, data)[0], None
+        def steps(state, first, number):
+            step = lambda t, state: engine.step(jax.random.fold_in(run_key, t), state, data)[0]  # noqa: E731
+            return jax.lax.fori_loop(first, first + number, step, state)
 
-        def kept(state, key):
-            state = jax.lax.scan(step, state, jax.random.split(key, thin))[0]
+        def kept(state, draw):
+            state = steps(state, burn_in + draw * thin, thin)
             return state, functionals(model, moved.to_position(state.position), data)
 
-        burn_key, keep_key = jax.random.split(run_key)
-        state = jax.lax.scan(step, state, jax.random.split(burn_key, burn_in))[0]
-        state, found = jax.lax.scan(kept, state, jax.random.split(keep_key, draws))
+        state, found = jax.lax.scan(kept, steps(state, 0, burn_in), jnp.arange(draws))
         return functionals(model, truth, data), found, state.nonfinite
 
     keys = jax.random.split(jax.random.key(seed), simulations)

@@ -54,11 +54,11 @@ def draw_each(
 
 
 def _each_of(key: Key[Array, ""], log_density: Callable[[Array], Scalar], x: Array) -> Array:
-    def one(x: Array, at: tuple[Array, Array]) -> tuple[Array, None]:
-        k, key = at
-        return x.at[k].set(lattice_draw(key, lambda new: log_density(x.at[k].set(new)), x[k])), None
+    def one(k: Array, x: Array) -> Array:
+        new = lattice_draw(jax.random.fold_in(key, k), lambda new: log_density(x.at[k].set(new)), x[k])
+        return x.at[k].set(new)
 
-    return jax.lax.scan(one, x, (jnp.arange(x.size), jax.random.split(key, x.size)))[0]
+    return jax.lax.fori_loop(0, x.size, one, x)
 
 
 def exchange_levels(

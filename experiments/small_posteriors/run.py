@@ -29,7 +29,7 @@ CHAINS, PARTICLES, GROUPS = 8, 50, 4
 
 def run_nuts(problem, key):
     engine = nuts(problem.moved.posterior, burn_in=1000, max_doublings=8, target_acceptance=0.9)
-    keep = {"draws": 1500, "burn_in": 1000, "chunk": 500}
+    keep = {"draws": 1000, "burn_in": 1000, "chunk": 500}
     return sample(engine, key, problem.starts(jax.random.key(1), CHAINS), problem.data, **keep)[0]
 
 
