@@ -142,6 +142,19 @@ def test_the_report_shows_verdict_and_ranks(finished):
     assert (finished[0].path / "figures" / "rank_posterior.png").is_file()
 
 
+def test_particles_start_at_several_map_solutions(tmp_path):
+    """Five around two solutions, which the draws do not leave: all steps finite, and no member worse than its start by
+    what the sweep between the modes cost (not finite within 20 steps)."""
+    engine = {"name": "svgd", "particles": 5, "draws": 1, "starts": 2}
+    kept = {key: value for key, value in SMALL["engine"].items() if key != "chains"}
+    summary = run.run(config.build(SMALL | {"engine": kept | engine}), tmp_path / "run")
+    stored = Draws.load(tmp_path / "run" / "draws")
+    assert stored.shape == (5, 1) and not stored.stats["nonfinite"].any()
+    assert summary["params_stored"] == 5 * summary["params_final"]
+    start = summary["sampling"]["start"]
+    assert summary["test_nll"] < start["test_nll"] and summary["test_nll_members"] < 1.5 * start["test_nll"]
+
+
 STOPS = {"in burn-in": ("sampled", 1), "after the first draws": ("drawn", 1), "before the last draws": ("sampled", 6)}
 
 

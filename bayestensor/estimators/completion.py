@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from bayestensor.estimators import inputs
@@ -16,6 +17,7 @@ from bayestensor.estimators.fitting import Plan, closed_form_fit, default_networ
 from bayestensor.estimators.prediction import Posterior
 from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import rrse
+from bayestensor.models.augment import LIKELIHOODS
 from bayestensor.priors.base import ScalePrior
 
 _INFERENCE = ("gibbs", "variational", "map")
@@ -34,6 +36,8 @@ class TensorCompletion(BaseEstimator):
         prior: of the scales; `estimators.fitting.default_prior` when None.
         smooth: modes whose neighbouring indices may resemble each other; 'auto' lets every mode of size 3 or more,
             because a correlation of 0 is among the values that are learnt; () for none.
+        likelihood: 'gaussian'; 'student_t' (4 degrees of freedom: outliers weigh little); 'bernoulli' (values 0 and 1:
+            the network is the log odds, and predictions are probabilities).
         inference: 'gibbs' (draws, the only one whose intervals hold the whole posterior), 'variational' (mean field:
             quick, its intervals too narrow), 'map' (no uncertainty but the noise).
         num_draws, burn_in: Gibbs sweeps that are kept, and before that dropped.
@@ -45,7 +49,7 @@ class TensorCompletion(BaseEstimator):
             the tensor is above 1e-3 of it and stands out from the noise (see `estimators.fitting`).
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
         factors_: core name -> array, of the last draw (of the mean, for 'variational' and 'map').
-        noise_: posterior mean of the noise's standard deviation, in the units of the data.
+        noise_: posterior mean of the noise's scale (its standard deviation for 'gaussian'), in the units of the data.
         draws_: `Draws` with positions `{"cores": ...}` in the units of the data divided by `scale_`.
         diagnostics_: seconds, sweeps, ranks on the way, correlations of neighbours, slices without an observation.
     """
@@ -56,6 +60,7 @@ class TensorCompletion(BaseEstimator):
         max_rank: Any = "auto",
         prior: ScalePrior | None = None,
         smooth: Any = "auto",
+        likelihood: str = "gaussian",
         inference: str = "gibbs",
         num_draws: int = 100,
         burn_in: int = 30,
@@ -66,6 +71,7 @@ class TensorCompletion(BaseEstimator):
         self.max_rank = max_rank
         self.prior = prior
         self.smooth = smooth
+        self.likelihood = likelihood
         self.inference = inference
         self.num_draws = num_draws
         self.burn_in = burn_in
@@ -85,21 +91,21 @@ class TensorCompletion(BaseEstimator):
         """
         self._check()
         given = inputs.read(X, y, shape)
-        self.scale_ = _root_mean_square(given.values)
+        binary = self.likelihood == "bernoulli"
+        if binary and not np.isin(given.values, (0, 1)).all():
+            raise ValueError("likelihood is 'bernoulli'; every observed value must be 0 or 1")
+        self.scale_ = 1.0 if binary else _root_mean_square(given.values)
         network = default_network(self.format, given.shape, len(given.values), self.max_rank)
-        seed = (
-            np.random.RandomState(self.random_state).randint(2**31)
-            if not isinstance(self.random_state, np.random.RandomState)
-            else self.random_state.randint(2**31)
-        )
-        plan = Plan(self.prior, self.smooth, self.inference, self.num_draws, self.burn_in, self.warm_up)
+        seed = check_random_state(self.random_state).randint(2**31)
+        sizes = self.num_draws, self.burn_in, self.warm_up
+        plan = Plan(self.prior, self.smooth, self.inference, *sizes, self.likelihood)
         with jax.enable_x64(True):
             fit = closed_form_fit(network, given, given.values / self.scale_, plan, jax.random.key(seed))
         self._given = given
         self.network_ = fit.network
         self.draws_ = Draws({"cores": fit.cores}, {"precision": fit.precision[None]})
         self.factors_ = {name: core[0, -1] for name, core in fit.cores.items()}
-        self.noise_ = math.sqrt(noise_variance(fit.precision)) * self.scale_
+        self.noise_ = math.nan if binary else math.sqrt(noise_variance(fit.precision)) * self.scale_
         self.rank_posterior_ = fit.rank_posterior
         modes = {bond: int(np.argmax(shares)) for bond, shares in fit.rank_posterior.items()}
         self.rank_ = next(iter(modes.values())) if len(modes) == 1 else modes
@@ -115,10 +121,12 @@ class TensorCompletion(BaseEstimator):
         mean, variance = posterior.moments(coords)
         if not return_std:
             return self._out(mean, X)
-        return self._out(mean, X), self._out(np.sqrt(variance + np.mean(posterior.noise**2)), X)
+        return self._out(mean, X), self._out(np.sqrt(posterior.observed(mean, variance)), X)
 
     def predict_interval(self, level: float = 0.9, X: Any = None) -> tuple[Any, Any]:
         """(lower, upper): the quantiles between which an observation lies with probability `level`, entry by entry.
+
+        For 'bernoulli' those between which the probability lies.
 
         Raises:
             ValueError: a level outside (0, 1).
@@ -130,7 +138,7 @@ class TensorCompletion(BaseEstimator):
         return self._out(lower, X), self._out(upper, X)
 
     def sample(self, n: int = 1, X: Any = None) -> np.ndarray:
-        """`n` draws of the tensor (without noise) from the posterior, along a new first axis."""
+        """`n` draws of the tensor (without noise; of probabilities) from the posterior, along a new first axis."""
         posterior, coords = self._posterior(X)
         total = len(posterior.noise)
         picked = np.arange(n) * total // n if n <= total else np.arange(n) % total
@@ -152,7 +160,7 @@ class TensorCompletion(BaseEstimator):
         check_is_fitted(self)
         cores = {name: core[0] for name, core in self.draws_.positions["cores"].items()}
         noise = self.draws_.stats["precision"][0] ** -0.5
-        posterior = Posterior(self.network_, cores, noise, self._given.shape)
+        posterior = Posterior(self.network_, cores, noise, self._given.shape, self.likelihood)
         return posterior, None if X is None else inputs.coordinates(X, self._given)
 
     def _held(self, X: Any, y: Any) -> tuple[Posterior, inputs.Observed]:
@@ -172,6 +180,8 @@ class TensorCompletion(BaseEstimator):
     def _check(self) -> None:
         if self.inference not in _INFERENCE:
             raise ValueError(f"inference is {self.inference!r}; one of {', '.join(_INFERENCE)} is needed")
+        if self.likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood is {self.likelihood!r}; one of {', '.join(LIKELIHOODS)} is needed")
         for name, least in (("num_draws", 2), ("burn_in", 0), ("warm_up", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:

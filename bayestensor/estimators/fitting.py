@@ -142,9 +142,10 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
         "correlations": {name: np.mean(rho, axis=0) for name, rho in trace.correlations.items()},
     }
     precision = np.asarray(trace.precision)
+    told = precision
     if plan.likelihood == "bernoulli":  # what an entry tells of its log odds, at the mean
-        precision = np.full(len(precision), max(values.mean() * (1 - values.mean()), 1e-6))
-    shares = rank_shares(model.network, cores, seen_noise(model.network, precision, len(given.values)))
+        told = np.full(len(precision), max(values.mean() * (1 - values.mean()), 1e-6))
+    shares = rank_shares(model.network, cores, seen_noise(model.network, told, len(given.values)))
     return Fit(model.network, {k: v[None] for k, v in cores.items()}, precision, shares, diagnostics)
 
 

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtr
-from jax.scipy.stats import norm
+from jax.scipy.special import expit, ndtr
+from jax.scipy.stats import norm, t
 
+from bayestensor.models.augment import DEGREES_OF_FREEDOM
 from bayestensor.tensor.contract import dense, entries
 from bayestensor.tensor.network import Factored, Network
 from bayestensor.tensor.normal import in_blocks
@@ -35,12 +36,15 @@ class Posterior(NamedTuple):
         cores: name -> [draw, ...].
         noise: standard deviation, [draw].
         shape: of the tensor.
+        likelihood: one of `models.augment.LIKELIHOODS`. For 'bernoulli' entries are probabilities, the logistic
+            function of the network, and quantiles those of the probability.
     """
 
     network: Network
     cores: Mapping[str, np.ndarray]
     noise: np.ndarray
     shape: tuple[int, ...]
+    likelihood: str = "gaussian"
 
     def moments(self, coords: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(mean, variance) of the tensor, without noise, at coordinates (n, modes) or everywhere.
@@ -56,13 +60,22 @@ class Posterior(NamedTuple):
         return self._run(_all, coords)[0]
 
     def quantiles(self, probabilities: tuple[float, ...], coords: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
-        """Quantiles of an observation: of the mixture over draws of N(entry, noise^2), one array a probability."""
+        """Quantiles of an observation, of the mixture over draws; one array a probability."""
+        if self.likelihood == "bernoulli":
+            return tuple(np.quantile(self.draws(coords), probabilities, axis=0))
         mean, variance = self.moments(coords)
-        total = variance + float(np.mean(self.noise**2))
-        return tuple(self._run(_quantile, coords, mean, np.sqrt(total), p)[0] for p in probabilities)
+        sd = np.sqrt(self.observed(mean, variance))
+        return tuple(self._run(_quantile, coords, mean, sd, p)[0] for p in probabilities)
+
+    def observed(self, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+        """Variance of an observation, from the moments of the tensor."""
+        if self.likelihood == "bernoulli":
+            return mean * (1 - mean)
+        heavy = DEGREES_OF_FREEDOM / (DEGREES_OF_FREEDOM - 2) if self.likelihood == "student_t" else 1.0
+        return variance + heavy * np.mean(self.noise**2)
 
     def log_density(self, values: np.ndarray, coords: np.ndarray) -> np.ndarray:
-        """`log mean over draws of N(value; entry, noise^2)`, one number a coordinate."""
+        """`log mean over draws of p(value | entry, noise)`, one number a coordinate."""
         return self._run(_log_density, coords, values)[0]
 
     def _run(self, function, coords, *arguments) -> tuple[np.ndarray, ...]:
@@ -73,21 +86,42 @@ class Posterior(NamedTuple):
             at = None if coords is None else np.pad(coords, ((0, 0), (0, modes - coords.shape[1]))).astype(np.int32)
             inner = self.network.shape if at is None else (len(at),)
             shaped = [np.reshape(a, inner) if np.ndim(a) else a for a in arguments]
-            out = jax.tree.leaves(function(self.network, dict(self.cores), np.asarray(self.noise), at, *shaped))
+            out = jax.tree.leaves(
+                function(self.network, self.likelihood, dict(self.cores), np.asarray(self.noise), at, *shaped)
+            )
         outer = self.shape if at is None else inner
         return tuple(np.asarray(a).reshape(*a.shape[: a.ndim - len(inner)], *outer) for a in out)
 
 
-def _values(network: Network, cores: Mapping[str, Array], at: Array | None) -> Array:
+def _values(network: Network, likelihood: str, cores: Mapping[str, Array], at: Array | None) -> Array:
     tensor = Factored(network, dict(cores))
-    return dense(tensor) if at is None else in_blocks(lambda block: entries(tensor, block), at, _BLOCK)
+    x = dense(tensor) if at is None else in_blocks(lambda block: entries(tensor, block), at, _BLOCK)
+    return expit(x) if likelihood == "bernoulli" else x
 
 
-@partial(jax.jit, static_argnames="network")
-def _moments(network: Network, cores: dict[str, Array], noise: Array, at: Array | None) -> tuple[Array, Array]:
+def _below(likelihood: str, z: Array) -> tuple[Array, Array]:
+    """(distribution function, density) of the standardised noise."""
+    if likelihood == "student_t":
+        x = z / jnp.sqrt(1 + z**2 / 4)  # of 4 degrees of freedom
+        return 0.5 + 0.375 * x * (1 - x**2 / 12), 0.375 * (1 + z**2 / 4) ** -2.5
+    return ndtr(z), norm.pdf(z)
+
+
+def _log_p(likelihood: str, value: Array, x: Array, noise: Array) -> Array:
+    if likelihood == "bernoulli":
+        return jnp.log(jnp.where(value > 0.5, x, 1 - x))
+    if likelihood == "student_t":
+        return t.logpdf(value, DEGREES_OF_FREEDOM, x, noise)
+    return norm.logpdf(value, x, noise)
+
+
+@partial(jax.jit, static_argnames=("network", "likelihood"))
+def _moments(
+    network: Network, likelihood: str, cores: dict[str, Array], noise: Array, at: Array | None
+) -> tuple[Array, Array]:
     def add(carry, one):
         n, mean, square = carry
-        x = _values(network, one, at)
+        x = _values(network, likelihood, one, at)
         shift = x - mean
         mean = mean + shift / (n + 1)
         return (n + 1, mean, square + shift * (x - mean)), None
@@ -97,13 +131,13 @@ def _moments(network: Network, cores: dict[str, Array], noise: Array, at: Array 
     return mean, square / n
 
 
-@partial(jax.jit, static_argnames="network")
-def _all(network: Network, cores: dict[str, Array], noise: Array, at: Array | None) -> Array:
-    return jax.lax.map(lambda one: _values(network, one, at), cores)
+@partial(jax.jit, static_argnames=("network", "likelihood"))
+def _all(network: Network, likelihood: str, cores: dict[str, Array], noise: Array, at: Array | None) -> Array:
+    return jax.lax.map(lambda one: _values(network, likelihood, one, at), cores)
 
 
-@partial(jax.jit, static_argnames="network")
-def _quantile(network, cores, noise, at, mean, sd, p) -> Array:
+@partial(jax.jit, static_argnames=("network", "likelihood"))
+def _quantile(network, likelihood, cores, noise, at, mean, sd, p) -> Array:
     """Newton's steps on the mixture's distribution function, inside a bracket that halves where they leave it.
 
     The first bracket is Cantelli's: no law has its p-quantile outside `mean - sd sqrt((1 - p) / p)` and
@@ -115,8 +149,9 @@ def _quantile(network, cores, noise, at, mean, sd, p) -> Array:
 
         def add(total, one):
             core, s = one
-            z = (x - _values(network, core, at)) / s
-            return (total[0] + ndtr(z), total[1] + norm.pdf(z) / s), None
+            z = (x - _values(network, likelihood, core, at)) / s
+            part, density = _below(likelihood, z)
+            return (total[0] + part, total[1] + density / s), None
 
         zero = jnp.zeros_like(x)
         (below, density), _ = jax.lax.scan(add, (zero, zero), (cores, noise))
@@ -133,11 +168,11 @@ def _quantile(network, cores, noise, at, mean, sd, p) -> Array:
     return jax.lax.while_loop(lambda state: (state[0] < _MOST_STEPS) & (state[1] >= _CLOSE), step, start)[-1]
 
 
-@partial(jax.jit, static_argnames="network")
-def _log_density(network, cores, noise, at, values) -> Array:
+@partial(jax.jit, static_argnames=("network", "likelihood"))
+def _log_density(network, likelihood, cores, noise, at, values) -> Array:
     def add(total, one):
         core, s = one
-        return jnp.logaddexp(total, norm.logpdf(values, _values(network, core, at), s)), None
+        return jnp.logaddexp(total, _log_p(likelihood, values, _values(network, likelihood, core, at), s)), None
 
     total, _ = jax.lax.scan(add, jnp.full_like(values, -jnp.inf), (cores, noise))
     return total - jnp.log(len(noise))

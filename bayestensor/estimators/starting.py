@@ -18,6 +18,7 @@ from bayestensor.tensor.normal import Observations, row_shape
 from bayestensor.typing import Array, Key
 
 _FIRST_PRECISION = 100.0  # of data of mean square 1: taken as 20 dB until the fit can tell
+_FIRST_BINARY = 10.0  # of yes and no: each counts as ten, or random cores would all shrink away
 _HELD = 10  # sweeps for which it is taken so
 PORTION = 10  # sweeps of one call
 _MOST_STARTS = 16
@@ -38,7 +39,7 @@ def best_start(
     for start_key in jax.random.split(key, max(1, min(_MOST_STARTS, int(share)))):
         first_key, warm_key = jax.random.split(start_key)
         cores = initialise(first_key, model.network, dtype=jnp.float64).cores
-        state = model.start(cores, 1.0 if binary else _FIRST_PRECISION)
+        state = model.start(cores, _FIRST_BINARY if binary else _FIRST_PRECISION)
         for part, keys in enumerate(portions(warm_key, sweeps_each)):
             hold = jnp.full(PORTION, binary) | (jnp.arange(PORTION) < _HELD - part * PORTION)
             state, _ = sweeps(model, keys, state, data, how, hold)
@@ -58,6 +59,8 @@ def warm_up(
     if _SWEEPS_LEFT * (work(model.network, given) - work(smaller.network, given)) > _WORTH_A_CUT:
         model, state = smaller, cut
         ranks.append(dict(model.network.ranks))
+    if model.likelihood == "bernoulli":
+        state = state._replace(precision=jnp.ones_like(state.precision))
     key, settle_key = jax.random.split(key)
     state = _settle(model, state, data, sweeps_each, how, settle_key)
     count = len(given.values)

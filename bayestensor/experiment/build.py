@@ -125,7 +125,10 @@ def _langevin(make: Callable[..., Engine], *names: str) -> Callable[..., Engine]
 
 def _svgd(section: Any, model: NeuralModel, posterior: Posterior, plan: Schedule, centre: Centre | None) -> Engine:
     names = ("kernel", "noisy", "step_size", "temperature")
-    return svgd(posterior, burn_in=plan.burn_in, **{name: getattr(section, name) for name in names})
+    several = section.start.name == "map" and section.starts > 1
+    return svgd(
+        posterior, burn_in=plan.burn_in, several_modes=several, **{name: getattr(section, name) for name in names}
+    )
 
 
 def _nuts(section: Any, model: NeuralModel, posterior: Posterior, plan: Schedule, centre: Centre | None) -> Engine:

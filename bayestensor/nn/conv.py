@@ -14,7 +14,7 @@ from flax import nnx
 from bayestensor.nn.weight import TensorWeight
 from bayestensor.tensor.contract import matrix, matvec
 from bayestensor.tensor.network import Core, Factored, Network
-from bayestensor.tensor.plan import matvec_flops, plan_matvec
+from bayestensor.tensor.plan import Plan, candidates, matvec_flops
 from bayestensor.typing import Array, Float
 
 Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
@@ -108,13 +108,16 @@ def convolve(
     parts, _ = cheapest(network, size, pixels, windows)
     if parts is not None:
         inner, outer = (Factored(n, {core.name: tensor.cores[core.name] for core in n.cores}) for n in parts)
-        return _windowed(partial(matvec, outer), matvec(inner, x), size, strides, pads)
-    plan = plan_matvec(network, max(windows, 1), itemsize=x.dtype.itemsize)
-    if plan.densify and jax.default_backend() != "cpu":
+        return _windowed(partial(_product, outer), _product(inner, x), size, strides, pads)
+    if untiled(network, windows).densify and jax.default_backend() != "cpu":
         kernel = matrix(tensor).T.reshape(*size, x.shape[-1], network.matrix_shape[0])
         names = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}[len(size)]
         return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=names)
-    return _windowed(partial(matvec, tensor), x, size, strides, pads)
+    return _windowed(partial(_product, tensor), x, size, strides, pads)
+
+
+def _product(tensor: Factored, x: Array, batch_last: bool = False) -> Array:
+    return matvec(tensor, x, untiled(tensor.network, math.prod(x.shape[:-1]), batch_last))
 
 
 def dense_convolution(x: Array, kernel: Float[Array, "*size in out"], strides, padding, **options) -> Array:
@@ -125,17 +128,19 @@ def dense_convolution(x: Array, kernel: Float[Array, "*size in out"], strides, p
     if jax.default_backend() != "cpu":
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
     size, matrix = kernel.shape[:-2], kernel.reshape(-1, kernel.shape[-1])
-    return _windowed(lambda cut: cut @ matrix, x, size, strides, padding_of(x.shape[1:-1], size, strides, padding))
+    return _windowed(
+        lambda cut, batch_last=False: cut @ matrix, x, size, strides, padding_of(x.shape[1:-1], size, strides, padding)
+    )
 
 
-def _windowed(product: Callable[[Array], Array], x: Array, size, strides, pads) -> Array:
+def _windowed(product: Callable[..., Array], x: Array, size, strides, pads) -> Array:
     """A product with every window of x, (windows, window * in) -> (windows, out)."""
     out = _out_shape(x.shape[1:-1], size, strides, pads)
     if x.shape[-1] > FEW_CHANNELS:
         return product(patches(x, size, strides, pads, channel=-1))
     turned = jnp.moveaxis(x, (-1, 0), (0, -1))  # channels, space, batch: whole rows of the batch move at a time
     cut = patches(turned, size, strides, pads, channel=0)
-    y = product(cut.reshape(cut.shape[0], -1).T)
+    y = product(cut.reshape(cut.shape[0], -1).T, batch_last=True)
     return jnp.moveaxis(y.reshape(*out, x.shape[0], -1), len(out), 0)
 
 
@@ -162,19 +167,27 @@ def patches(x: Array, size: Sequence[int], strides: Sequence[int], pads, *, chan
 
 
 @lru_cache(maxsize=1024)
+def untiled(network: Network, batch: int, batch_last: bool = False) -> Plan:
+    """The cheapest plan that takes the batch in one piece.
+
+    Windows are many and short, and already written out: a loop over tiles of them would only copy them again.
+    """
+    plans = [plan for plan in candidates(network, max(batch, 1)) if plan.tile is None and not plan.rematerialise]
+    return next((plan for plan in plans if plan.batch_last == batch_last), plans[0])
+
+
+@lru_cache(maxsize=1024)
 def cheapest(network: Network, size: tuple[int, ...], pixels: int, windows: int) -> tuple[Split | None, float]:
     """(the split to use, or None for windows of the input itself; counted seconds of a step)."""
 
-    def product(part: Network, batch: int) -> float:
-        return plan_matvec(part, max(batch, 1)).seconds
-
     window = math.prod(size)
-    whole = product(network, windows) + PATCH * windows * network.matrix_shape[1]
+    whole = untiled(network, windows).seconds + PATCH * windows * network.matrix_shape[1]
     parts = split(network, window)
     if parts is None:
         return None, whole
     between = parts.inner.matrix_shape[0]
-    chained = product(parts.inner, pixels) + product(parts.outer, windows) + PATCH * windows * window * between
+    products = untiled(parts.inner, pixels).seconds + untiled(parts.outer, windows).seconds
+    chained = products + PATCH * windows * window * between
     return (parts, chained) if chained < whole else (None, whole)
 
 
