@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.promoting, pytest.mark.slow]  # Optax: a float to the 
 SMALL = {
     "name": "small",
     "data": {"name": "digits", "scaling": "standard"},
-    "model": {"name": "mlp", "hidden": [], "rank": 3},
+    "model": {"name": "mlp", "hidden": [16], "rank": 3, "activation": "gelu"},
     "prior": {"name": "half_cauchy"},
     "train": {"epochs": 2, "batch_size": 128},
     "dense_twin": False,
