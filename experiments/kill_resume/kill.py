@@ -33,7 +33,7 @@ ENGINES = {
 SETTINGS = {
     "name": "kill",
     "data": {"name": "digits", "scaling": "standard"},
-    "model": {"name": "mlp", "hidden": [], "rank": 4},
+    "model": {"name": "mlp", "hidden": [16], "rank": 4, "activation": "gelu"},
     "prior": {"name": "half_cauchy"},
     "train": {"epochs": 9, "batch_size": 128},
     "prune": {"epochs": [3, 6], "threshold": 0.2},
