@@ -1,4 +1,4 @@
-"""The command line: run, resume, check, report, export, predict. Heavy imports wait until a command needs them."""
+"""The command line: run, resume, check, report, export, predict, complete. Heavy imports wait for their command."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def predict(run_dir: Path, inputs: Path, out: Path | None) -> None:
     """Predict with the model of RUN_DIR: INPUTS is an .npy file of raw inputs, one a row."""
     with _one_line_errors():
         from bayestensor.experiment.folder import open_run
-        from bayestensor.files import vacant
+        from bayestensor.files import vacant, write_atomically
 
         open_run(run_dir)
         if out is not None:
@@ -154,10 +154,40 @@ def predict(run_dir: Path, inputs: Path, out: Path | None) -> None:
         if out is None:
             click.echo("\n".join(map(str, probabilities.argmax(axis=1).tolist())))
         else:
+            import io
+
             import numpy as np
 
-            with out.open("wb") as stream:
-                np.save(stream, probabilities, allow_pickle=False)
+            content = io.BytesIO()
+            np.save(content, probabilities, allow_pickle=False)
+            write_atomically(out, content.getvalue())
+
+
+@main.command()
+@click.argument("tensor", metavar="IN", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@click.option("--format", default="cp", show_default=True, help="Network of the tensor.")
+@click.option("--max-rank", type=int, help="Largest rank.  [default: from shape and number of observations]")
+@click.option("--draws", default=100, show_default=True, help="Posterior draws.")
+@click.option("--hold-out", default=0.1, show_default=True, help="Share of entries a first fit is tested on; 0: none.")
+@click.option("--seed", default=0, show_default=True)
+def complete(
+    tensor: Path, out: Path, format: str, max_rank: int | None, draws: int, hold_out: float, seed: int
+) -> None:
+    """Fill the holes of the tensor in IN (.npy, .npz, .nc, or a .csv or .parquet long table), with intervals.
+
+    OUT gets the completed tensor (mean, sd, ends of the 90 % interval) in the kind of file that IN is, summary.json and
+    figures.
+    """
+    with _one_line_errors():
+        from bayestensor.experiment.complete import complete as fill
+
+        _keep_compiled()
+        options = {"format": format, "max_rank": max_rank or "auto", "num_draws": draws, "random_state": seed}
+        _, summary = fill(tensor, out, options, hold_out, click.echo)
+        for name, value in summary.items():
+            click.echo(f"{name}: {value}")
+        click.echo(f"completed: {out}")
 
 
 @contextlib.contextmanager
@@ -220,9 +250,11 @@ def _fresh(parent: Path, name: str) -> Path:
 
 
 def _finished(out: Path, summary: dict[str, Any]) -> None:
-    from bayestensor.experiment.console import summary_table
+    from bayestensor.experiment.console import summary_table, verdict_line
 
     _print(summary_table(summary))
+    if verdict := verdict_line(summary):
+        click.echo(verdict)
     if (out / "report.html").is_file():
         click.echo(f"report: {out / 'report.html'}")
     click.echo(f"run: {out}")

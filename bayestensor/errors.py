@@ -21,3 +21,7 @@ class RunError(BayestensorError):
 
 class CheckpointError(RunError):
     """A checkpoint that is missing, damaged, or must not be written."""
+
+
+class DrawsError(RunError, ValueError):
+    """Draws on disk that are missing, damaged, or of another model."""

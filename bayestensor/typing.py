@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import jax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-__all__ = ["Array", "Float", "Int", "Key", "Position", "PyTree", "Scalar"]
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "Position", "PyTree", "Scalar"]
 
 Scalar: TypeAlias = Float[Array, ""]
 Position: TypeAlias = PyTree[jax.Array]  # everything an engine moves: weights and log scales

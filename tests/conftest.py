@@ -3,9 +3,22 @@ from __future__ import annotations
 import jax
 import pytest
 
+# Modules whose tests run under JAX's check that no key is used twice: all that draw by our engines.
+KEYS_CHECKED = {"test_engines", "test_every_engine", "test_sampled_run"}
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "promoting: runs third-party code that relies on dtype or rank promotion")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_key_twice(request):
+    """A key used twice is an error, in the fixtures of the module too."""
+    if request.module.__name__ not in KEYS_CHECKED:
+        yield
+        return
+    with jax.debug_key_reuse(True):
+        yield
 
 
 @pytest.fixture(autouse=True)

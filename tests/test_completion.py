@@ -71,22 +71,23 @@ def _dense(network, cores):
 
 def test_chain_posterior_is_the_joint_gaussian():
     rng = np.random.default_rng(0)
-    q, p, rho = 5, 3, 0.7
+    q, p, rho = 5, 3, np.array([0.7, 0.0, 0.95])
     root = rng.normal(size=(q, p, p))
     gram, moment, d = root @ root.transpose(0, 2, 1), rng.normal(size=(q, p)), np.array([0.5, 1.0, 2.0])
     lags = np.abs(np.arange(q)[:, None] - np.arange(q))
-    precision = np.kron(np.linalg.inv(rho**lags), np.diag(d))
+    precision = sum(
+        np.kron(np.linalg.inv(r**lags / (1 - r**2)), np.diag(np.where(np.arange(p) == k, d, 0)))
+        for k, r in enumerate(rho)
+    )
     for k in range(q):
         precision[k * p : (k + 1) * p, k * p : (k + 1) * p] += gram[k]
     covariance = np.linalg.inv(precision)
     with jax.enable_x64(True):
-        args = [jnp.asarray(a) for a in (gram, moment, d)]
-        rows, spread, lag = chain_posterior(*args, jnp.zeros((q, p)), jnp.asarray(rho))
+        args, rho = [jnp.asarray(a) for a in (gram, moment, d)], jnp.asarray(rho)
+        rows, spread, lag = chain_posterior(*args, jnp.zeros((q, p)), rho)
         alone = row_posterior(*args, jnp.zeros((q, p)))
         # the noise enters linearly: its square is the covariance of a draw, joint over rows
-        draw = jax.jacobian(lambda e: chain_posterior(*args, e, jnp.asarray(rho))[0])(jnp.zeros((q, p))).reshape(
-            q * p, q * p
-        )
+        draw = jax.jacobian(lambda e: chain_posterior(*args, e, rho)[0])(jnp.zeros((q, p))).reshape(q * p, q * p)
     np.testing.assert_allclose(np.ravel(rows), covariance @ moment.ravel(), atol=1e-10)
     np.testing.assert_allclose(draw @ draw.T, covariance, atol=1e-10)
     blocks = covariance.reshape(q, p, q, p)
@@ -133,6 +134,33 @@ def test_completion_finds_tensor_noise_and_interval(problem):
     assert 0.84 < np.mean(((noisy >= lower) & (noisy <= upper))[hidden]) < 0.96
     shares = fit.rank_posterior_["rank"]
     assert fit.rank_ == np.argmax(shares) == 2 and abs(shares.sum() - 1) < 1e-12 and shares[:2].sum() == 0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_exact_tensor_is_solved_and_its_rank_not_split(seed):
+    # 300 of 1,000 entries, 84 numbers to find; without a merge of split components ranks of 3 to 5
+    rng = np.random.default_rng(seed)
+    truth = np.einsum("ir,jr,kr->ijk", *(rng.normal(size=(10, 3)) for _ in range(3)))
+    holed = np.where(rng.random(truth.shape) < 0.3, truth, np.nan)
+    fit = TensorCompletion(max_rank=5, smooth=(), num_draws=10, burn_in=0, random_state=seed).fit(holed)
+    assert fit.rank_ == 3
+    assert np.linalg.norm(fit.predict() - truth) < 1e-4 * np.linalg.norm(truth)
+
+
+def test_intervals_and_scores_are_those_of_the_mixture_of_draws(problem):
+    from scipy.special import logsumexp
+    from scipy.stats import norm
+
+    _, noisy, _, _, fit = problem
+    draws, noise = fit.sample(40), fit.draws_.stats["precision"][0] ** -0.5 * fit.scale_
+    noise = noise[:, None, None, None]
+    for end, p in zip(fit.predict_interval(0.8), (0.1, 0.9), strict=True):
+        np.testing.assert_allclose(norm.cdf(end, draws, noise).mean(0), p, atol=2e-6)
+    density = logsumexp(norm.logpdf(noisy, draws, noise), axis=0) - np.log(40)
+    np.testing.assert_allclose(fit.score(noisy), density.mean(), rtol=1e-10)
+    mean, sd = fit.predict(return_std=True)
+    np.testing.assert_allclose(mean, draws.mean(0), rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(sd**2, draws.var(0) + (noise**2).mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["masked", "coords", "xarray", "table", "other values behind the mask"])

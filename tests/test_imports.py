@@ -25,13 +25,13 @@ MAY_IMPORT = {
     "ranks": {"tensor", "priors", "inference.draws", "typing"},
 }
 BELOW = set(MAY_IMPORT)
-FRONTS = {"fit", "estimators"}  # one-call entries over everything below them
+FRONTS = {"fit", "estimators", "compression"}  # one-call entries over everything below them
 MAY_IMPORT |= {front: BELOW for front in FRONTS}
 LIBRARY = BELOW | FRONTS
 MAY_IMPORT["experiment"] = LIBRARY
 MAY_IMPORT["cli"] = LIBRARY | {"experiment"}
 
-FLAX = {"nn", "models", "experiment", "fit"}  # the only parts that may import it
+FLAX = {"nn", "models", "experiment", "fit", "compression"}  # the only parts that may import it
 
 
 def part_of(module: str) -> str:

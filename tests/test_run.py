@@ -18,7 +18,7 @@ import yaml
 from click.testing import CliRunner
 
 from bayestensor import cli
-from bayestensor.errors import RunError
+from bayestensor.errors import DataError, RunError
 from bayestensor.experiment import build, config, folder, measure, pruning, run, session
 from bayestensor.experiment.config import Prune
 from bayestensor.experiment.progress import Silent
@@ -408,6 +408,28 @@ def test_places_that_cannot_be_used(finished, tmp_path):
             run.resume(nothing)
     assert final_bytes(finished[0].path) == before
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_missing_data_leave_no_folder_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "load_dataset", lambda *_: (_ for _ in ()).throw(DataError("mnist: missing")))
+    with pytest.raises(DataError, match="mnist: missing"):
+        run.run(settings(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_plans_are_said_and_made_anew(finished, tmp_path):
+    """With the plans of an untouched machine the run ends as without a stop."""
+    out, heard = tmp_path / "run", Heard()
+    with pytest.raises(Stopped):
+        run.run(settings(), out, progress=StopAt("evaluated", 2))
+    for content in ("{", "[]", '{"plans": 3}', '{"plans": [{"network": "none"}]}'):
+        (out / "plans.json").write_text(content)
+        made = folder.open_run(out)
+        session.Session(made.config(), made, session.load_sets(made.config(), None), heard)
+    said = f"{out / 'plans.json'} is damaged: orders of contraction are planned anew"
+    assert heard.lines == [said] * 4
+    run.resume(out)
+    assert final_bytes(out) == final_bytes(finished[0].path)
 
 
 # --- cuts ---------------------------------------------------------------------------------------------------------

@@ -4,12 +4,17 @@ Conjugate low-rank model, N = 1,000: `X = A B^T` with A (6 x 2) given, `B ~ N(0,
 of seven entries a column observed. Per statistic the mean of the normal scores has se 0.032 and their variance 0.045:
 with Holm over 33 tests at 0.01 (3.6 se) a shift of 0.2 sd or a width of 0.9 in every entry is found with
 probability above 0.98 by any one entry, and there are nine.
+
+Whole rank-adaptive model, N = 300 (`rank_adaptive`): standard errors 0.058 and 0.082, so a shift of 0.3 sd in every
+statistic is found by any one with probability 0.93 and a width of 0.8 (a variance of 1.56) with 0.999; there are ten
+that are not ranks.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import rank_adaptive
 import sbc
 
 SIMULATIONS, DRAWS, RANK, ROWS, COLS = 1000, 127, 2, 6, 4
@@ -71,3 +76,29 @@ def test_ties_are_broken_at_random():
     truth, draws = random.integers(1, 4, 1000), random.integers(1, 4, (1000, 63))
     assert sbc.smallest_p({"rank": (truth, draws)}) > 0.01
     assert sbc.smallest_p({"rank": (truth - 0.5, draws)}) < 1e-6
+
+
+ADAPTIVE_FAULTS = {"sd x 0.8": {"width": 0.8}, "mean + 0.3 sd": {"shift": 0.3}}
+
+
+@pytest.mark.slow
+@pytest.mark.promoting
+def test_the_rank_adaptive_model_is_calibrated():
+    statistics, nonfinite = rank_adaptive.simulate()
+    assert not nonfinite.any()
+    assert sbc.smallest_p(statistics) > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.promoting
+@pytest.mark.parametrize("fault", ADAPTIVE_FAULTS)
+def test_faulty_draws_of_the_rank_adaptive_model_are_rejected(fault):
+    statistics, _ = rank_adaptive.simulate()
+    assert sbc.smallest_p(rank_adaptive.with_fault(statistics, **ADAPTIVE_FAULTS[fault])) < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.promoting
+def test_a_dropped_prior_term_of_the_rank_adaptive_model_is_rejected():
+    statistics, _ = rank_adaptive.simulate(drop_prior=True)
+    assert sbc.smallest_p(statistics) < 0.01

@@ -9,13 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from bayestensor.estimators import inputs
 from bayestensor.estimators.fitting import Plan, closed_form_fit, default_network, noise_variance
-from bayestensor.estimators.prediction import moments
+from bayestensor.estimators.prediction import Posterior
 from bayestensor.inference.draws import Draws
-from bayestensor.metrics.regression import gaussian_interval
+from bayestensor.metrics.regression import rrse
+from bayestensor.models.augment import LIKELIHOODS
 from bayestensor.priors.base import ScalePrior
 
 _INFERENCE = ("gibbs", "variational", "map")
@@ -34,6 +36,8 @@ class TensorCompletion(BaseEstimator):
         prior: of the scales; `estimators.fitting.default_prior` when None.
         smooth: modes whose neighbouring indices may resemble each other; 'auto' lets every mode of size 3 or more,
             because a correlation of 0 is among the values that are learnt; () for none.
+        likelihood: 'gaussian'; 'student_t' (4 degrees of freedom: outliers weigh little); 'bernoulli' (values 0 and 1:
+            the network is the log odds, and predictions are probabilities).
         inference: 'gibbs' (draws, the only one whose intervals hold the whole posterior), 'variational' (mean field:
             quick, its intervals too narrow), 'map' (no uncertainty but the noise).
         num_draws, burn_in: Gibbs sweeps that are kept, and before that dropped.
@@ -41,11 +45,11 @@ class TensorCompletion(BaseEstimator):
         random_state: a seed or a `numpy.random.RandomState`.
 
     Attributes:
-        rank_: the most frequent rank, an int for one bond, else bond -> int. A rank counts the indices r with
-            `||X restricted to r|| > 1e-3 ||X||`.
+        rank_: the most frequent rank, an int for one bond, else bond -> int. A rank counts the indices whose part of
+            the tensor is above 1e-3 of it and stands out from the noise (see `estimators.fitting`).
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
         factors_: core name -> array, of the last draw (of the mean, for 'variational' and 'map').
-        noise_: posterior mean of the noise's standard deviation, in the units of the data.
+        noise_: posterior mean of the noise's scale (its standard deviation for 'gaussian'), in the units of the data.
         draws_: `Draws` with positions `{"cores": ...}` in the units of the data divided by `scale_`.
         diagnostics_: seconds, sweeps, ranks on the way, correlations of neighbours, slices without an observation.
     """
@@ -56,6 +60,7 @@ class TensorCompletion(BaseEstimator):
         max_rank: Any = "auto",
         prior: ScalePrior | None = None,
         smooth: Any = "auto",
+        likelihood: str = "gaussian",
         inference: str = "gibbs",
         num_draws: int = 100,
         burn_in: int = 30,
@@ -66,6 +71,7 @@ class TensorCompletion(BaseEstimator):
         self.max_rank = max_rank
         self.prior = prior
         self.smooth = smooth
+        self.likelihood = likelihood
         self.inference = inference
         self.num_draws = num_draws
         self.burn_in = burn_in
@@ -85,21 +91,21 @@ class TensorCompletion(BaseEstimator):
         """
         self._check()
         given = inputs.read(X, y, shape)
-        self.scale_ = _root_mean_square(given.values)
+        binary = self.likelihood == "bernoulli"
+        if binary and not np.isin(given.values, (0, 1)).all():
+            raise ValueError("likelihood is 'bernoulli'; every observed value must be 0 or 1")
+        self.scale_ = 1.0 if binary else _root_mean_square(given.values)
         network = default_network(self.format, given.shape, len(given.values), self.max_rank)
-        seed = (
-            np.random.RandomState(self.random_state).randint(2**31)
-            if not isinstance(self.random_state, np.random.RandomState)
-            else self.random_state.randint(2**31)
-        )
-        plan = Plan(self.prior, self.smooth, self.inference, self.num_draws, self.burn_in, self.warm_up)
+        seed = check_random_state(self.random_state).randint(2**31)
+        sizes = self.num_draws, self.burn_in, self.warm_up
+        plan = Plan(self.prior, self.smooth, self.inference, *sizes, self.likelihood)
         with jax.enable_x64(True):
             fit = closed_form_fit(network, given, given.values / self.scale_, plan, jax.random.key(seed))
         self._given = given
         self.network_ = fit.network
         self.draws_ = Draws({"cores": fit.cores}, {"precision": fit.precision[None]})
         self.factors_ = {name: core[0, -1] for name, core in fit.cores.items()}
-        self.noise_ = math.sqrt(noise_variance(fit.precision)) * self.scale_
+        self.noise_ = math.nan if binary else math.sqrt(noise_variance(fit.precision)) * self.scale_
         self.rank_posterior_ = fit.rank_posterior
         modes = {bond: int(np.argmax(shares)) for bond, shares in fit.rank_posterior.items()}
         self.rank_ = next(iter(modes.values())) if len(modes) == 1 else modes
@@ -111,53 +117,71 @@ class TensorCompletion(BaseEstimator):
 
         With `return_std` also the standard deviation of an observation there, its noise included.
         """
-        mean, variance = self._moments(X)
-        variance = variance + self.noise_**2
-        if X is None:
-            mean, variance = (inputs.labelled(a, self._given) for a in (mean, variance))
-        return (mean, np.sqrt(variance)) if return_std else mean
+        posterior, coords = self._posterior(X)
+        mean, variance = posterior.moments(coords)
+        if not return_std:
+            return self._out(mean, X)
+        return self._out(mean, X), self._out(np.sqrt(posterior.observed(mean, variance)), X)
 
     def predict_interval(self, level: float = 0.9, X: Any = None) -> tuple[Any, Any]:
-        """(lower, upper): holds an observation with probability `level`, entry by entry."""
-        mean, variance = self._moments(X)
-        ends = gaussian_interval(mean, np.sqrt(variance + self.noise_**2), level)
-        return tuple(inputs.labelled(end, self._given) if X is None else end for end in ends)  # type: ignore[return-value]
+        """(lower, upper): the quantiles between which an observation lies with probability `level`, entry by entry.
+
+        For 'bernoulli' those between which the probability lies.
+
+        Raises:
+            ValueError: a level outside (0, 1).
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level is {level}; a probability between 0 and 1 is needed")
+        posterior, coords = self._posterior(X)
+        lower, upper = posterior.quantiles((0.5 - 0.5 * level, 0.5 + 0.5 * level), coords)
+        return self._out(lower, X), self._out(upper, X)
 
     def sample(self, n: int = 1, X: Any = None) -> np.ndarray:
-        """`n` draws of the tensor (without noise) from the posterior, along a new first axis."""
-        check_is_fitted(self)
-        cores = {name: core[0] for name, core in self.draws_.positions["cores"].items()}
-        total = len(next(iter(cores.values())))
+        """`n` draws of the tensor (without noise; of probabilities) from the posterior, along a new first axis."""
+        posterior, coords = self._posterior(X)
+        total = len(posterior.noise)
         picked = np.arange(n) * total // n if n <= total else np.arange(n) % total
-        coords = None if X is None else inputs.coordinates(X, self._given)
-        return (
-            moments(self.network_, {k: v[picked] for k, v in cores.items()}, self._given.shape, coords, each=True)
-            * self.scale_
-        )
+        cores = {name: core[picked] for name, core in posterior.cores.items()}
+        return posterior._replace(cores=cores, noise=posterior.noise[picked]).draws(coords) * self.scale_
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean predictive log density of observed entries: of a tensor with holes, or at coordinates with values."""
-        held = inputs.read(X, y, self._given.shape if y is not None else None)
-        mean, variance = self._moments(held.coords)
-        variance = variance + self.noise_**2
-        return float(np.mean(-0.5 * np.log(2 * np.pi * variance) - 0.5 * (held.values - mean) ** 2 / variance))
+        posterior, held = self._held(X, y)
+        density = posterior.log_density(held.values / self.scale_, held.coords)
+        return float(np.mean(density) - math.log(self.scale_))
 
     def rrse(self, X: Any, y: Any = None) -> float:
         """`||prediction - y|| / ||y||` over observed entries of a tensor with holes, or at coordinates with values."""
-        held = inputs.read(X, y, self._given.shape if y is not None else None)
-        mean, _ = self._moments(held.coords)
-        return float(np.linalg.norm(mean - held.values) / np.linalg.norm(held.values))
+        posterior, held = self._held(X, y)
+        return rrse(posterior.moments(held.coords)[0] * self.scale_, held.values)
 
-    def _moments(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _posterior(self, X: Any) -> tuple[Posterior, np.ndarray | None]:
         check_is_fitted(self)
         cores = {name: core[0] for name, core in self.draws_.positions["cores"].items()}
-        coords = None if X is None else inputs.coordinates(X, self._given)
-        mean, variance = moments(self.network_, cores, self._given.shape, coords)
-        return mean * self.scale_, variance * self.scale_**2
+        noise = self.draws_.stats["precision"][0] ** -0.5
+        posterior = Posterior(self.network_, cores, noise, self._given.shape, self.likelihood)
+        return posterior, None if X is None else inputs.coordinates(X, self._given)
+
+    def _held(self, X: Any, y: Any) -> tuple[Posterior, inputs.Observed]:
+        posterior, _ = self._posterior(None)
+        shape = self._given.shape
+        if hasattr(X, "columns") and y is None:  # a table: its labels are those of the fit
+            X, y = inputs.coordinates(X, self._given), X[X.columns[-1]].to_numpy()
+        held = inputs.read(X, y, shape if y is not None else None)
+        if held.shape != shape:
+            raise ValueError(f"the tensor has shape {held.shape}; the fit had {shape}")
+        return posterior, held
+
+    def _out(self, array: np.ndarray, X: Any) -> Any:
+        """In the data's units; with the names and labels of the input where the whole tensor is asked for."""
+        return inputs.labelled(array * self.scale_, self._given) if X is None else array * self.scale_
 
     def _check(self) -> None:
         if self.inference not in _INFERENCE:
             raise ValueError(f"inference is {self.inference!r}; one of {', '.join(_INFERENCE)} is needed")
+        if self.likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood is {self.likelihood!r}; one of {', '.join(LIKELIHOODS)} is needed")
         for name, least in (("num_draws", 2), ("burn_in", 0), ("warm_up", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.estimators.inputs import Observed
+from bayestensor.estimators.starting import PORTION, best_start, portions, seen_noise, standing_out, warm_up
 from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, State, sweeps
 from bayestensor.priors import InverseGamma
 from bayestensor.priors.base import ScalePrior
-from bayestensor.ranks.select import RANK_THRESHOLD, host_slice_norms
 from bayestensor.tensor.formats import FORMATS
-from bayestensor.tensor.initialise import core_variance, initialise
+from bayestensor.tensor.initialise import core_variance
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.normal import Entries, Grid, Observations, row_shape, split_legs
 from bayestensor.typing import Array, Key
 
-_FIRST_PRECISION = 100.0  # of data of mean square 1: taken as 20 dB until the fit can tell
-_HELD = 10  # sweeps for which it is taken so
-_PORTION = 10  # sweeps of one call
-_WORTH_A_CUT = 2e10  # multiplications saved that pay for compiling the smaller shape
 _WIDEST = {"cp": 40}  # largest default rank; of the other formats 10
 _LARGEST_BLOCK = 400  # most unknowns of one row's normal equations that 'auto' asks for
 
@@ -40,6 +35,7 @@ class Plan:
     num_draws: int
     burn_in: int
     warm_up: int
+    likelihood: str = "gaussian"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +60,7 @@ def default_network(format: str, shape: tuple[int, ...], count: int, max_rank: A
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; one of {', '.join(FORMATS)} is needed")
-    rows, cols = tuple(shape), ()
+    rows, cols = tuple(shape), tuple[int, ...]()
     if format == "tt_matrix":  # pairs modes: the first half are rows
         cut = (len(shape) + 1) // 2
         rows, cols = tuple(shape[:cut]), (*shape[cut:], *(1,) * (2 * cut - len(shape)))
@@ -87,14 +83,14 @@ def default_network(format: str, shape: tuple[int, ...], count: int, max_rank: A
 
 
 def default_prior(network: Network) -> InverseGamma:
-    """`InverseGamma(0.1 D, 1e-6 D)`, D the smallest number of core entries tied to one index of a bond.
+    """`InverseGamma(0.03 D, 1e-4 D)`, D the smallest number of core entries tied to one index of a bond.
 
-    A tenth of the entries speaks against each index, so that one which fits only noise goes (InverseGamma(0.5, 0.005)
-    kept 21 components of a full 30x30x30 tensor of rank 6 at 10 dB, this one 6); it weighs less than Cheng et al.'s
-    generalised hyperbolic prior (IEEE TSP 70, 2022), whose pull is that of min(shape) / sum(shape), a third there.
+    The rate leaves an index that nothing speaks for a little life, below the noise and not counted, from which it can
+    come back: at 1e-6 D indices die before the others have found their places, and Birmingham's parking counts, half
+    hidden, are predicted with an error of 0.024 in place of 0.020.
     """
     count = min((network.bond_count(bond) for bond in network.bonds), default=1)
-    return InverseGamma(0.1 * count, 1e-6 * count)
+    return InverseGamma(0.03 * count, 1e-4 * count)
 
 
 def smooth_cores(network: Network, smooth: Any) -> tuple[str, ...]:
@@ -119,25 +115,20 @@ def smooth_cores(network: Network, smooth: Any) -> tuple[str, ...]:
 
 
 def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan: Plan, key: Key[Array, ""]) -> Fit:
-    """Warm up by mean-field sweeps, cutting dead slices, then draw."""
+    """Find basin and rank by mean-field sweeps from several starts, cut dead slices, then draw."""
     began = time.perf_counter()
     data = observations(network, given, values)
     model = Conjugate(
-        network, plan.prior or default_prior(network), core_variance(network, 1.0), smooth_cores(network, plan.smooth)
+        network,
+        plan.prior or default_prior(network),
+        core_variance(network, 1.0),
+        smooth_cores(network, plan.smooth),
+        plan.likelihood,
     )
     start_key, warm_key, draw_key = jax.random.split(key, 3)
-    state = model.start(initialise(start_key, network, dtype=jnp.float64).cores, _FIRST_PRECISION)
     how = MAP if plan.inference == "map" else VARIATIONAL
-    ranks, left = [dict(network.ranks)], plan.warm_up + plan.burn_in + plan.num_draws
-    for part, keys in enumerate(_portions(warm_key, plan.warm_up)):
-        hold = jnp.arange(_PORTION) < (_HELD - part * _PORTION)
-        state, _ = sweeps(model, keys, state, data, how, hold)
-        left -= _PORTION
-        if part in (1, 3):
-            smaller, cut = model.keep(state, _alive(model, state))
-            if left * (_work(model.network, given) - _work(smaller.network, given)) > _WORTH_A_CUT:
-                model, state = smaller, cut
-                ranks.append(dict(model.network.ranks))
+    model, state = best_start(model, data, given, plan.warm_up, how, start_key)
+    model, state, ranks = warm_up(model, state, data, given, plan.warm_up, how, warm_key)
     if plan.inference == "gibbs":
         state, trace = _draws(model, state, data, plan, draw_key)
     else:
@@ -148,12 +139,14 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
     diagnostics = {
         "seconds": time.perf_counter() - began,
         "ranks": ranks,
-        "correlations": {name: float(np.mean(rho)) for name, rho in trace.correlations.items()},
+        "correlations": {name: np.mean(rho, axis=0) for name, rho in trace.correlations.items()},
     }
     precision = np.asarray(trace.precision)
-    return Fit(
-        model.network, {k: v[None] for k, v in cores.items()}, precision, rank_shares(model.network, cores), diagnostics
-    )
+    told = precision
+    if plan.likelihood == "bernoulli":  # what an entry tells of its log odds, at the mean
+        told = np.full(len(precision), max(values.mean() * (1 - values.mean()), 1e-6))
+    shares = rank_shares(model.network, cores, seen_noise(model.network, told, len(given.values)))
+    return Fit(model.network, {k: v[None] for k, v in cores.items()}, precision, shares, diagnostics)
 
 
 def observations(network: Network, given: Observed, values: np.ndarray) -> Observations:
@@ -171,45 +164,31 @@ def noise_variance(precision: np.ndarray) -> float:
     return float(np.mean(1 / precision))
 
 
-def rank_shares(network: Network, cores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Bond -> share of the draws whose rank is 0, 1, 2, ..."""
+def rank_shares(
+    network: Network, cores: dict[str, np.ndarray], noise: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Bond -> share of the draws whose rank is 0, 1, 2, ...; a rank counts the slices that stand out.
+
+    Args:
+        network: of the cores.
+        cores: name -> [draw, ...].
+        noise: for each draw the noise that a slice must stand out from (see `standing_out`); none when None.
+    """
     counts: dict[str, list[int]] = {bond: [] for bond in network.bonds}
     for k in range(len(next(iter(cores.values())))):
-        norms, total = host_slice_norms(network, {name: core[k] for name, core in cores.items()})
-        for bond, norm in norms.items():
-            counts[bond].append(int(np.sum(norm > RANK_THRESHOLD * total)))
+        level = 0.0 if noise is None else float(noise[k])
+        for bond, norm in standing_out(network, {name: core[k] for name, core in cores.items()}, level).items():
+            counts[bond].append(int(np.sum(norm > 0)))
     return {bond: np.bincount(n, minlength=network.size[bond] + 1) / len(n) for bond, n in counts.items()}
-
-
-def _alive(model: Conjugate, state: State) -> dict[str, np.ndarray]:
-    norms, total = host_slice_norms(model.network, {k: np.asarray(v) for k, v in state.cores.items()})
-    kept = {}
-    for bond, norm in norms.items():
-        alive = np.flatnonzero(norm > RANK_THRESHOLD * total)
-        kept[bond] = alive if len(alive) else np.array([int(np.argmax(norm))])
-    return kept
 
 
 def _draws(model: Conjugate, state: State, data: Observations, plan: Plan, key) -> tuple[State, State]:
     """Burn in and draw."""
-    hold, traces = jnp.zeros(_PORTION, bool), []
-    for keys in _portions(key, plan.burn_in + plan.num_draws):
+    hold, traces = jnp.full(PORTION, model.likelihood == "bernoulli"), []
+    for keys in portions(key, plan.burn_in + plan.num_draws):
         state, trace = sweeps(model, keys, state, data, GIBBS, hold)
         traces.append(jax.tree.map(np.asarray, trace))
     return state, jax.tree.map(lambda *a: np.concatenate(a)[plan.burn_in :][: plan.num_draws], *traces)
-
-
-def _portions(key: Key[Array, ""], sweeps: int) -> list[Array]:
-    """Keys of at least as many sweeps, in portions of one length: one compiled program runs them all."""
-    portions = -(-sweeps // _PORTION)
-    return list(jax.random.split(key, (portions, _PORTION)))
-
-
-def _work(network: Network, given: Observed) -> float:
-    """Multiplications of one sweep, near enough: a gram for every observation (or entry), a root for every row."""
-    entries = math.prod(given.shape) if given.dense else len(given.values)
-    shapes = [row_shape(network, core.name) for core in network.cores]
-    return sum(entries * p**2 / 2 + 4 * q * p**3 for q, p in shapes)
 
 
 def _from_mean_field(state: State, n: int, key, model: Conjugate) -> State:

@@ -16,12 +16,13 @@ from bayestensor.experiment.check import MAX_NUTS, check
 from bayestensor.experiment.engines import DEFAULT_START, map_section
 from bayestensor.experiment.optimizers import optimizer
 from bayestensor.experiment.schedule import Schedule
-from bayestensor.inference.base import Engine, Posterior
-from bayestensor.inference.gradient import normals
+from bayestensor.inference.base import Engine, Posterior, normals
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
+from bayestensor.inference.sample import jitter
 from bayestensor.inference.sghmc import sghmc
 from bayestensor.inference.sgld import sgld
 from bayestensor.inference.svgd import svgd
+from bayestensor.models.convnet import ConvNet
 from bayestensor.models.likelihoods import Categorical
 from bayestensor.models.neural import NeuralModel
 from bayestensor.models.noncentred import Noncentred, noncentred
@@ -34,17 +35,17 @@ if TYPE_CHECKING:
     from bayestensor.inference.gradient import Centre
 
 
-def mlp(config: Config) -> Callable[[Key[Array, ""]], nnx.Module]:
+def network(config: Config) -> Callable[[Key[Array, ""]], nnx.Module]:
     """key -> the network of a config."""
     layers = check(config)
+    stages = [(layer.stage, layer.network) for layer in layers if layer.stage is not None]
+    linear = [layer.network or (layer.in_features, layer.out_features) for layer in layers[len(stages) :]]
+    options: dict[str, Any] = {"activation": config.model.activation, "use_bias": [layer.bias for layer in layers]}
 
     def create(key: Key[Array, ""]) -> nnx.Module:
-        return MLP(
-            [layer.network or (layer.in_features, layer.out_features) for layer in layers],
-            activation=config.model.activation,
-            use_bias=[layer.bias for layer in layers],
-            rngs=nnx.Rngs(key),
-        )
+        if not stages:
+            return MLP(linear, rngs=nnx.Rngs(key), **options)
+        return ConvNet(stages, linear, rngs=nnx.Rngs(key), **options)
 
     return create
 
@@ -57,7 +58,7 @@ def prior(config: Config) -> Any:
 
 def neural_model(config: Config) -> tuple[NeuralModel, Callable]:
     """The model without arrays, and the function key -> initial position."""
-    create = mlp(config)
+    create = network(config)
     # structure from an abstract run, arrays from one compiled call: an eager start compiles every draw by itself
     abstract = nnx.eval_shape(lambda: create(jax.random.key(0)))
     model = NeuralModel(abstract, prior(config), Categorical(), weight_sd=config.prior.bias_sd)
@@ -101,7 +102,11 @@ def coordinates(config: Config, model: NeuralModel, num_data: int) -> Noncentred
     """What an engine runs on: non-centred coordinates, or the model's own where scales have a closed form."""
     if config.engine.name != "variational":
         return noncentred(model, num_data)
-    return Noncentred(model.posterior(num_data), lambda position: position, lambda at: at)
+
+    def around(key: Key[Array, ""], position: Position, relative: float) -> Position:
+        return jax.tree.map(lambda x: x[0], jitter(key, position, 1, relative))
+
+    return Noncentred(model.posterior(num_data), lambda position: position, lambda at: at, around)
 
 
 def _langevin(make: Callable[..., Engine], *names: str) -> Callable[..., Engine]:
@@ -120,7 +125,10 @@ def _langevin(make: Callable[..., Engine], *names: str) -> Callable[..., Engine]
 
 def _svgd(section: Any, model: NeuralModel, posterior: Posterior, plan: Schedule, centre: Centre | None) -> Engine:
     names = ("kernel", "noisy", "step_size", "temperature")
-    return svgd(posterior, burn_in=plan.burn_in, **{name: getattr(section, name) for name in names})
+    several = section.start.name == "map" and section.starts > 1
+    return svgd(
+        posterior, burn_in=plan.burn_in, several_modes=several, **{name: getattr(section, name) for name in names}
+    )
 
 
 def _nuts(section: Any, model: NeuralModel, posterior: Posterior, plan: Schedule, centre: Centre | None) -> Engine:

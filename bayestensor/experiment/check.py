@@ -13,9 +13,11 @@ from bayestensor.errors import ConfigError
 from bayestensor.experiment import messages, registry
 from bayestensor.experiment.engines import Langevin, Nuts, Sampler, Svgd, Variational, map_section
 from bayestensor.experiment.schedule import schedule
+from bayestensor.experiment.sections import Lenet5
 
 if TYPE_CHECKING:
     from bayestensor.experiment.config import Config
+    from bayestensor.models.stage import Stage
     from bayestensor.tensor.network import Network
 
 MAX_PARAMETERS = 1_000_000_000
@@ -25,15 +27,16 @@ COPIES = {"svgd": 12, "nuts": 20}  # arrays as large as all chains or particles 
 
 @dataclass(frozen=True)
 class Layer:
-    """One linear layer of a configured model.
+    """One layer of a configured model.
 
     Attributes:
         name: layers.0, layers.1, ...
-        in_features: width of its input.
-        out_features: width of its output.
+        in_features: width of its input; of a convolution, its window times the channels that come in.
+        out_features: width of its output; of a convolution, the channels that go out.
         network: its kernel as a network of matrix shape (out, in), None where dense.
         bias: whether it has one.
         activation: what follows it, None after the last layer.
+        stage: of a convolution, its geometry.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Layer:
     network: Network | None
     bias: bool
     activation: str | None
+    stage: Stage | None = None
 
     @property
     def dense_parameters(self) -> int:
@@ -57,11 +61,22 @@ class Layer:
 
     def flops(self, batch: int) -> float:
         """Operations of one forward pass per datum, cores contracted in the cheapest order for the batch."""
+        biases = self.bias * self.out_features * self.times
         if self.network is None:
-            return 2 * self.in_features * self.out_features + self.bias * self.out_features
+            return 2 * self.in_features * self.out_features * self.times + biases
+        if self.stage is not None:
+            from bayestensor.nn.conv import conv_flops
+
+            size, stage = (self.stage.kernel_size,) * 2, self.stage
+            return conv_flops(self.network, size, batch * stage.pixels, batch * stage.windows) / batch + biases
         from bayestensor.tensor.plan import matvec_flops
 
-        return matvec_flops(self.network, batch) / batch + self.bias * self.out_features
+        return matvec_flops(self.network, batch) / batch + biases
+
+    @property
+    def times(self) -> int:
+        """How often the kernel is applied to one datum."""
+        return 1 if self.stage is None else self.stage.windows
 
 
 def check(config: Config) -> tuple[Layer, ...]:
@@ -72,13 +87,18 @@ def check(config: Config) -> tuple[Layer, ...]:
     """
     _refuse(problems(config))
     layers, found = [], []
-    widths = layer_widths(config)
-    for k, pair in enumerate(itertools.pairwise(widths)):
+    for k, stage in enumerate(stages(config)):
         try:
-            layers.append(_layer(config, k, *pair))
+            layers.append(_convolution(config, k, stage))
+        except ValueError as error:
+            found.append(f"model.conv_rank: layers.{k} in format {config.model.conv_format}: {error}")
+    convolutions = len(layers) + len(found)
+    for k, pair in enumerate(itertools.pairwise(layer_widths(config))):
+        try:
+            layers.append(_layer(config, k, convolutions, *pair))
         except ValueError as error:
             key = "model.rank" if config.model.shapes is None or "bond" in str(error) else f"model.shapes.{k}"
-            found.append(f"{key}: layers.{k} in format {config.model.format}: {error}")
+            found.append(f"{key}: layers.{convolutions + k} in format {config.model.format}: {error}")
     _refuse(found)
     total = sum(layer.parameters for layer in layers)
     if total > MAX_PARAMETERS:
@@ -96,12 +116,43 @@ def problems(config: Config) -> list[str]:
 
 
 def layer_widths(config: Config) -> tuple[int, ...]:
-    """Widths from the input to the classes."""
-    facts = registry.DATASET_FACTS[config.data.name]
-    return (math.prod(facts.input_shape), *config.model.hidden, facts.classes)
+    """Widths of the linear layers, from the input (or what convolutions leave of it) to the classes."""
+    facts, before = registry.DATASET_FACTS[config.data.name], stages(config)
+    shape = before[-1].out_shape if before else facts.input_shape
+    return (math.prod(shape), *config.model.hidden, facts.classes)
 
 
-def _layer(config: Config, k: int, in_features: int, out_features: int) -> Layer:
+def stages(config: Config) -> tuple[Stage, ...]:
+    """The convolutions of a config, none of an MLP.
+
+    Raises:
+        ValueError: nothing is left of the images.
+    """
+    if not isinstance(config.model, Lenet5):
+        return ()
+    from bayestensor.models.stage import Stage
+
+    model, found = config.model, []
+    high, wide, *depth = registry.DATASET_FACTS[config.data.name].input_shape
+    shape = (high, wide, math.prod(depth))
+    for channels in model.channels:
+        found.append(Stage(shape, channels, model.kernel_size, model.padding, model.pool))
+        shape = found[-1].out_shape
+    return tuple(found)
+
+
+def _convolution(config: Config, k: int, stage: Stage) -> Layer:
+    from bayestensor.tensor.sized import conv_network
+
+    model, (out, width), network = config.model, stage.kernel_shape, None
+    if "dense" not in (model.format, model.conv_format):
+        size = (model.kernel_size,) * 2
+        network = conv_network(out, stage.in_shape[2], size, model.conv_format, model.conv_rank)
+    return Layer(f"layers.{k}", width, out, network, model.hidden_bias, model.activation, stage)
+
+
+def _layer(config: Config, k: int, before: int, in_features: int, out_features: int) -> Layer:
+    """Linear layer k, with `before` convolutions in front of it."""
     from bayestensor.tensor import formats
 
     model, last = config.model, k == len(config.model.hidden)
@@ -113,11 +164,18 @@ def _layer(config: Config, k: int, in_features: int, out_features: int) -> Layer
             cols, rows = model.shapes[k]
         network = formats.FORMATS[model.format](rows, cols, rank=model.rank)
     bias = model.output_bias if last else model.hidden_bias
-    return Layer(f"layers.{k}", in_features, out_features, network, bias, None if last else model.activation)
+    name = f"layers.{before + k}"
+    return Layer(name, in_features, out_features, network, bias, None if last else model.activation)
 
 
 def _shape_problems(config: Config) -> list[str]:
-    model, widths = config.model, layer_widths(config)
+    model = config.model
+    try:
+        widths = layer_widths(config)
+    except ValueError as error:
+        return [f"model.channels: {error}"]
+    if model.name == "lenet5" and config.prune.max_flops is not None:
+        return ["prune.max_flops: counted for linear layers alone; for lenet5 take prune.max_params or prune.max_ms"]
     if model.shapes is None:
         return []
     if model.format == "dense":
@@ -125,13 +183,13 @@ def _shape_problems(config: Config) -> list[str]:
     if len(model.shapes) != len(widths) - 1:
         sizes = " -> ".join(map(str, widths))
         return [f"model.shapes: given {len(model.shapes)} entries; expected {len(widths) - 1}, one a layer ({sizes})"]
-    found = []
+    found, before = [], len(stages(config))
     for k, sides in enumerate(model.shapes):
         for j, (side, modes, width) in enumerate(zip(("input", "output"), sides, widths[k : k + 2], strict=True)):
             if math.prod(modes) != width:
                 given = f"{list(modes)} with product {math.prod(modes)}"
                 found.append(
-                    f"model.shapes.{k}.{j}: given {given}; expected product {width}, layers.{k}'s {side} width"
+                    f"model.shapes.{k}.{j}: given {given}; expected product {width}, layers.{before + k}'s {side} width"
                 )
         if model.format == "tt_matrix" and len(sides[0]) != len(sides[1]):
             given = f"{len(sides[0])} input and {len(sides[1])} output modes"
@@ -242,6 +300,13 @@ def size_problems(config: Config, coordinates: int) -> list[str]:
         return [
             f"engine.{key}: given {members}; with {coordinates:,} numbers each a step needs about "
             f"{members * each / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f}: at most {int(memory // each)}"
+        ]
+    draws, stored = getattr(engine, "draws", 1), 4 * members * coordinates
+    if draws * stored > memory:
+        return [
+            f"engine.draws: given {draws}; {key} {members} and {coordinates:,} numbers a draw come to "
+            f"{draws * stored / 1e9:.1f} GB to predict with, and this machine has {memory / 1e9:.1f}: "
+            f"at most {int(memory // stored)}"
         ]
     return []
 

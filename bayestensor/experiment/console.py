@@ -128,7 +128,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
         cells = [f"{parameters:,}", smaller, "" if accuracy is None else f"{accuracy:.2%}"]
         table.add_row(name, *cells, *(["" if nll is None else f"{nll:.4f}"] if sampled else []))
 
-    row("dense twin", dense, twin)
+    row("dense twin" if twin else "dense (not trained)", dense, twin)
     before = summary.get("before_pruning")
     if before:
         row(f"before the first cut (epoch {before['epoch']})", summary["params_initial"], before)
@@ -141,3 +141,14 @@ def summary_table(summary: dict[str, Any]) -> Table:
     row(f"{sampled['engine']}, {sampled['members']} x {sampled['draws']} draws: one", summary["params_final"], None)
     row("their mixture, stored in all", summary["params_stored"], summary)
     return table
+
+
+def verdict_line(summary: dict[str, Any]) -> str | None:
+    """Whether a sampled run has converged, and the first thing to do about it; None of a run without draws."""
+    verdict = (summary.get("sampling") or {}).get("verdict")
+    if verdict is None:
+        return None
+    advice = list(verdict["advice"])
+    more = f" ({len(advice) - 1} more in the report)" if len(advice) > 1 else ""
+    judged = {True: "converged", False: "not converged: ", None: "convergence not judged: "}[verdict["converged"]]
+    return judged + "".join(advice[:1]) + more

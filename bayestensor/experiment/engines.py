@@ -81,7 +81,10 @@ DEFAULT_START = Map(name="map")
 
 
 class Sampler(Section):
-    """What all samplers share: where they start, how long they run, what is kept. An epoch is a pass over the data."""
+    """What all samplers share: where they start, how long they run, what is kept. An epoch is a pass over the data.
+
+    Chains (particles) are shared out among as many of the machine's devices as divide their number.
+    """
 
     start: one_of(STARTS) = DEFAULT_START  # type: ignore[valid-type]
     starts: Count = 1  # MAP solutions from different seeds, shared out among the chains or particles
@@ -145,7 +148,7 @@ class Variational(Sampler):
 
     name: Literal["variational"]
     burn_in: NonNegative = 20.0
-    epochs: Positive = 1.0
+    epochs: Positive | None = None  # type: ignore[assignment]  # null: a step a draw, as draws of a fit are independent
     chains: Count = 1  # fits, each from a start of its own
     learning_rate: Positive = 1e-2  # of Adam, falling by a cosine over burn-in
     scale_floor: Positive = 1e-8  # smallest v

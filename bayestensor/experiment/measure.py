@@ -11,11 +11,14 @@ from numpy.typing import ArrayLike
 
 from bayestensor.experiment.model_file import layer_spec
 from bayestensor.inference.train import in_pieces
+from bayestensor.models.convnet import ConvNet
+from bayestensor.nn.conv import conv_flops
 from bayestensor.tensor.plan import matvec_flops
 from bayestensor.typing import Array, Position
 
 if TYPE_CHECKING:
     from bayestensor.models.neural import NeuralModel
+    from bayestensor.models.stage import Stage
 
 
 def predictor(model: NeuralModel, scale: Callable[[Array], Array]) -> Callable[[Position, ArrayLike], Array]:
@@ -57,27 +60,30 @@ def scales(position: Position) -> dict[str, dict[str, list[float]]]:
 
 
 def layer_table(model: NeuralModel, initial: dict[str, dict[str, int]], position: Position) -> list[dict[str, Any]]:
-    """Per linear layer: shape, and parameters and FLOPs (one input) dense, at first and now; biases included."""
-    tensors = model.tensors(position)
+    """Per layer: shape of its matrix, and parameters and FLOPs (one input) dense, at first and now; biases included."""
+    tensors, stages = model.tensors(position), _stages(model, position)
     rows = []
     for k, weights in position["weights"]["layers"].items():
-        name = f"layers.{k}"
-        fan_out, fan_in = tensors[name].network.matrix_shape if name in tensors else weights["kernel"].shape[::-1]
+        name, stage = f"layers.{k}", stages.get(k)
+        fan_out, fan_in = tensors[name].network.matrix_shape if name in tensors else _as_matrix(weights["kernel"]).shape
+        times = 1 if stage is None else stage.windows
         now = sum(leaf.size for leaf in jax.tree.leaves(weights))
         row: dict[str, Any] = {"name": name, "shape": [fan_out, fan_in], "params_dense": fan_in * fan_out + fan_out}
         row |= {"params_initial": now, "params_final": now}
-        row |= {"flops_dense": 2 * fan_in * fan_out, "flops_final": 2 * fan_in * fan_out}
+        row |= {"flops_dense": 2 * fan_in * fan_out * times, "flops_final": 2 * fan_in * fan_out * times}
         if name in tensors:
             network = tensors[name].network
             row["params_initial"] += network.resized(initial[name]).num_parameters - network.num_parameters
             row["flops_final"] = matvec_flops(network, 1)
+            if stage is not None:
+                row["flops_final"] = conv_flops(network, (stage.kernel_size,) * 2, stage.pixels, stage.windows)
         rows.append(row)
     return rows
 
 
 def model_layers(model: NeuralModel, position: Position, activation: str) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """The layers of an MLP as a model file describes them, and its arrays by name."""
-    tensors = model.tensors(position)
+    """The layers of a network as a model file describes them, and its arrays by name."""
+    tensors, stages = model.tensors(position), _stages(model, position)
     layers: list[dict[str, Any]] = []
     arrays: dict[str, np.ndarray] = {}
     count = len(position["weights"]["layers"])
@@ -86,9 +92,22 @@ def model_layers(model: NeuralModel, position: Position, activation: str) -> tup
         if name in tensors:
             arrays |= {f"{name}.{core}": np.asarray(array) for core, array in tensors[name].cores.items()}
         else:
-            arrays[f"{name}.kernel"] = np.asarray(weights["kernel"]).T  # (out, in), like a network's matrix
+            arrays[f"{name}.kernel"] = np.asarray(_as_matrix(weights["kernel"]))
         if "bias" in weights:
             arrays[f"{name}.bias"] = np.asarray(weights["bias"])
         network = tensors[name].network if name in tensors else None
-        layers.append(layer_spec(name, network, "bias" in weights, activation if k < count - 1 else None))
+        layers.append(
+            layer_spec(name, network, "bias" in weights, activation if k < count - 1 else None, stages.get(k))
+        )
     return layers, arrays
+
+
+def _stages(model: NeuralModel, position: Position) -> dict[int, Stage]:
+    """Layer number -> geometry of the layers that are convolutions."""
+    module = model.module(position)
+    return dict(enumerate(module.stages)) if isinstance(module, ConvNet) else {}
+
+
+def _as_matrix(kernel: Array) -> Array:
+    """A dense kernel as (out, in), like a network's matrix; in = window * channels of a convolution's."""
+    return kernel.reshape(-1, kernel.shape[-1]).T

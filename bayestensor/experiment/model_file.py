@@ -5,7 +5,9 @@
                  "network": {"cores": [{"name": "core0", "legs": ["i0", "j0", "b1"]}, ...], "sizes": {"i0": 5, ...},
                              "rows": ["i0", ...], "cols": ["j0", ...]}}, ...]}
 
-A layer computes `activation(W x + bias)`, W of shape (out, in); `network` is null where W is dense. The input is
+A layer computes `activation(W x + bias)`, W of shape (out, in); `network` is null where W is dense. One of kind "conv"
+also has `"stage": {"in_shape": [28, 28, 1], "kernel_size": 5, "padding": "VALID", "pool": 2}`: it takes and gives flat
+images, channels last, and computes `activation(max pool(W * x + bias))`, in = window * channels. The input is
 `(x - shift) / scale`, flattened. Arrays: layers.0.core0, ... or layers.0.kernel, and layers.0.bias, all float32.
 With `"members": 200` every array has 200 in front, a draw each, and the model is the mean of their probabilities.
 """
@@ -26,6 +28,9 @@ import numpy as np
 
 from bayestensor.errors import RunError
 from bayestensor.files import write_atomically
+from bayestensor.models.convnet import max_pool
+from bayestensor.models.stage import Stage
+from bayestensor.nn.conv import convolve, dense_convolution, padding_of
 from bayestensor.nn.linear import ACTIVATIONS
 from bayestensor.tensor.contract import matvec
 from bayestensor.tensor.network import Core, Network, factored
@@ -34,13 +39,19 @@ from bayestensor.typing import Array, Float
 FORMAT_VERSION = 1
 
 
-def layer_spec(name: str, network: Network | None, bias: bool, activation: str | None) -> dict[str, Any]:
-    """One entry of a spec's `layers`."""
+def layer_spec(
+    name: str, network: Network | None, bias: bool, activation: str | None, stage: Stage | None = None
+) -> dict[str, Any]:
+    """One entry of a spec's `layers`; a convolution where there is a stage."""
     described = None
     if network is not None:
         cores = [{"name": core.name, "legs": list(core.legs)} for core in network.cores]
         described = {"cores": cores, "sizes": network.size, "rows": list(network.rows), "cols": list(network.cols)}
-    return {"name": name, "kind": "linear", "network": described, "bias": bias, "activation": activation}
+    spec = {"name": name, "kind": "linear", "network": described, "bias": bias, "activation": activation}
+    if stage is None:
+        return spec
+    geometry = {key: getattr(stage, key) for key in ("kernel_size", "padding", "pool")}
+    return spec | {"kind": "conv", "stage": {"in_shape": list(stage.in_shape), **geometry}}
 
 
 def model_spec(
@@ -122,7 +133,7 @@ def _apply(spec: Mapping[str, Any], arrays: Mapping[str, Array], x: Array) -> Ar
     shift, scale = (jnp.broadcast_to(jnp.asarray(scaling[what], x.dtype), x.shape) for what in ("shift", "scale"))
     x = (x - shift) / scale
     for layer in spec["layers"]:
-        x = _linear(layer, arrays, x)
+        x = (_linear if layer["kind"] == "linear" else _convolution)(layer, arrays, x)
         if layer["activation"] is not None:
             x = ACTIVATIONS[layer["activation"]](x)
     return x
@@ -146,6 +157,34 @@ def _linear(layer: Mapping[str, Any], arrays: Mapping[str, Array], x: Array) -> 
     return y + jnp.broadcast_to(arrays[f"{name}.bias"], y.shape) if layer["bias"] else y
 
 
+def _convolution(layer: Mapping[str, Any], arrays: Mapping[str, Array], x: Array) -> Array:
+    name, network = layer["name"], layer_network(layer)
+    stage = layer_stage(layer, 1)
+    images, size = x.reshape(-1, *stage.in_shape), (stage.kernel_size,) * 2
+    if network is None:
+        kernel = arrays[f"{name}.kernel"].T.reshape(*size, stage.in_shape[2], -1)
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = dense_convolution(images, kernel, (1, 1), stage.padding, dimension_numbers=numbers)
+    else:
+        tensor = factored(network, {core: arrays[f"{name}.{core}"] for core in network.core})
+        y = convolve(tensor, images, size, (1, 1), padding_of(images.shape[1:-1], size, (1, 1), stage.padding))
+    y = max_pool(y, stage.pool)
+    y = y + jnp.broadcast_to(arrays[f"{name}.bias"], y.shape) if layer["bias"] else y
+    return y.reshape(*x.shape[:-1], math.prod(y.shape[1:]))
+
+
+def layer_stage(layer: Mapping[str, Any], out_channels: int) -> Stage:
+    """The geometry that a convolution's spec describes."""
+    described = layer["stage"]
+    return Stage(
+        tuple(described["in_shape"]),
+        out_channels,
+        described["kernel_size"],
+        described["padding"],
+        described["pool"],
+    )
+
+
 def _fit(path: Path, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Refuse arrays that are not exactly what the spec describes."""
     wanted: dict[str, tuple[int, ...]] = {}
@@ -153,8 +192,12 @@ def _fit(path: Path, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
     width = math.prod(spec["input_shape"])
     for layer in spec["layers"]:
         name, network = layer["name"], layer_network(layer)
+        if layer["kind"] not in ("linear", "conv"):
+            raise RunError(f"{path}: {name} is of kind {layer['kind']!r}; known: linear, conv")
         if layer["activation"] not in (None, *ACTIVATIONS):
             raise RunError(f"{path}: {name} has activation {layer['activation']!r}; known: {', '.join(ACTIVATIONS)}")
+        if layer["kind"] == "conv" and math.prod(layer["stage"]["in_shape"]) != width:
+            raise RunError(f"{path}: {name} takes images of {layer['stage']['in_shape']}; {width} numbers come in")
         if network is None:
             kernel = arrays.get(f"{name}.kernel")
             matrix = kernel is not None and kernel.ndim == len(front) + 2
@@ -165,9 +208,11 @@ def _fit(path: Path, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
             wanted |= {f"{name}.{core}": network.core_shape(core) for core in network.core}
         if layer["bias"]:
             wanted[f"{name}.bias"] = (rows,)
-        if cols != width:
-            raise RunError(f"{path}: {name} takes {cols} inputs; {width} come in")
-        width = rows
+        stage = None if layer["kind"] == "linear" else layer_stage(layer, max(rows, 1))
+        taken = width if stage is None else stage.kernel_shape[1]
+        if cols != taken:
+            raise RunError(f"{path}: {name} takes {cols} inputs; {taken} come in")
+        width = rows if stage is None else math.prod(stage.out_shape)
     if width != spec["classes"]:
         raise RunError(f"{path}: the last layer gives {width} outputs; expected {spec['classes']} classes")
     if set(wanted) != set(arrays):

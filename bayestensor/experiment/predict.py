@@ -58,6 +58,23 @@ def matvec(name, network, arrays, x):
     return np.einsum(*operands, output, optimize=order).reshape(len(x), width)
 
 
+def windows(name, layer, arrays, x):
+    """Max pooling of W applied to every window of flat images (n, height * width * channels), channels last."""
+    stage = layer["stage"]
+    side, pool = stage["kernel_size"], stage["pool"]
+    images = x.reshape(len(x), *stage["in_shape"])
+    before = (side - 1) // 2 if stage["padding"] == "SAME" else 0
+    after = side - 1 - before if stage["padding"] == "SAME" else 0
+    images = np.pad(images, ((0, 0), (before, after), (before, after), (0, 0)))
+    cut = np.lib.stride_tricks.sliding_window_view(images, (side, side), axis=(1, 2))  # n, high, wide, channel, i, j
+    n, high, wide = cut.shape[:3]
+    flat = cut.transpose(0, 1, 2, 4, 5, 3).reshape(n * high * wide, images.shape[3] * side**2)
+    network = layer["network"]
+    y = flat @ arrays[f"{name}.kernel"].T if network is None else matvec(name, network, arrays, flat)
+    y = y.reshape(n, high, wide, y.shape[1])[:, : high // pool * pool, : wide // pool * pool]
+    return y.reshape(n, high // pool, pool, wide // pool, pool, y.shape[3]).max(axis=(2, 4))
+
+
 def logits(spec, arrays, x):
     """One row of class scores for every input; of a mixture, the log of the members' mean probability."""
     x = np.asarray(x, np.float32)
@@ -81,11 +98,15 @@ def _logits(spec, arrays, x):
     for layer in spec["layers"]:
         name = layer["name"]
         network = layer["network"]
-        x = x @ arrays[f"{name}.kernel"].T if network is None else matvec(name, network, arrays, x)
+        if layer["kind"] == "conv":
+            x = windows(name, layer, arrays, x)
+        else:
+            x = x @ arrays[f"{name}.kernel"].T if network is None else matvec(name, network, arrays, x)
         if layer["bias"]:
             x = x + arrays[f"{name}.bias"]
         if layer["activation"] is not None:
             x = ACTIVATIONS[layer["activation"]](x)
+        x = x.reshape(len(x), math.prod(x.shape[1:]))
     return x
 
 

@@ -36,7 +36,7 @@ DATASET_FACTS = {
     "mnist": DatasetFacts((28, 28), 10, 60_000),
     "fashion_mnist": DatasetFacts((28, 28), 10, 60_000),
 }
-MODELS: dict[str, type[Section]] = {"mlp": sections.Mlp}
+MODELS: dict[str, type[Section]] = {"mlp": sections.Mlp, "lenet5": sections.Lenet5}
 PRIORS: dict[str, type[Section]] = {
     "log_uniform": sections.LogUniform,
     "half_cauchy": sections.HalfCauchy,

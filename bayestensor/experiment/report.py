@@ -101,11 +101,15 @@ def verdict(run: RunRecord) -> str:
         return "Nothing has been measured yet."
     initial, factor = run.latest("params_initial"), run.latest("compression")
     size = f"{final:,} parameters" if initial is None else f"{initial:,} → {final:,} parameters"
-    said = size + ("" if factor is None else f" ({factor:.1f}× smaller than dense)")
-    if accuracy is not None:
+    sampling = (run.summary or {}).get("sampling")
+    said = size + (" a draw" if sampling else "") + ("" if factor is None else f" ({factor:.1f}× smaller than dense)")
+    if sampling:
+        stored = count(run.latest("params_stored")).text
+        each = f" of {sampling['draws']} draws" if sampling["draws"] > 1 else ""
+        said += f"; the mixture of {members(sampling)}{each} by {sampling['engine'].upper()}, "
+        said += f"{stored} parameters in all, has {percent(accuracy).text} test accuracy"
+    elif accuracy is not None:
         said += f" at {percent(accuracy).text} test accuracy"
-    if sampling := (run.summary or {}).get("sampling"):
-        said += f", by {sampling['engine'].upper()} with {members(sampling)} of {sampling['draws']} draws"
     if run.twin.get("test_accuracy") is not None:
         said += f"; dense twin {percent(run.twin['test_accuracy']).text}"
     if run.summary is None:

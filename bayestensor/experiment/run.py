@@ -18,8 +18,10 @@ from bayestensor.experiment.engines import DEFAULT_START, Ensemble, Sampler, map
 from bayestensor.experiment.progress import Progress, Silent
 from bayestensor.experiment.report import write_report
 from bayestensor.experiment.sampling import Context, Stage
-from bayestensor.experiment.session import Session
+from bayestensor.experiment.session import Session, load_sets
 from bayestensor.experiment.tally import Tally, Watched
+from bayestensor.files import vacant
+from bayestensor.inference.parallel import num_devices
 from bayestensor.typing import Position
 
 TWIN = "twin"  # the run folder of the dense twin, inside the run's own
@@ -32,7 +34,9 @@ def run(config: Config, out: Path, data_dir: Path | None = None, progress: Progr
     Raises:
         BayestensorError: the folder exists or cannot be written, data are missing, a step was not finite.
     """
-    return _finish(Session(config, folder.create(out, config, data_dir), data_dir, progress or Silent()))
+    vacant(Path(out))
+    sets = load_sets(config, data_dir)
+    return _finish(Session(config, folder.create(out, config, data_dir), sets, progress or Silent()))
 
 
 def resume(run_dir: Path, data_dir: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
@@ -45,7 +49,8 @@ def resume(run_dir: Path, data_dir: Path | None = None, progress: Progress | Non
         return found.summary()
     noted = found.manifest().get("data_dir")
     data_dir = data_dir or (Path(noted) if noted else None)
-    return _finish(Session(found.config(), found, data_dir, progress))
+    config = found.config()
+    return _finish(Session(config, found, load_sets(config, data_dir), progress))
 
 
 def _inner(path: Path) -> bool:
@@ -84,8 +89,10 @@ def _finish(session: Session) -> dict[str, Any]:
         "dense_twin": _dense_twin(session),
     }
     if found is not None:
-        stored = final * found.draws.shape[0] * found.draws.shape[1]
-        summary |= {"params_stored": stored, "sampling": found.sampling | {"start": _start_quality(session)}}
+        summary |= {
+            "params_stored": final * found.members,
+            "sampling": found.sampling | {"start": _start_quality(session)},
+        }
     session.folder.write_summary(summary)
     session.progress.finished(summary)
     if not _inner(session.folder.path):
@@ -97,11 +104,11 @@ def _model_file(
     session: Session, position: Position, found: outcome.Outcome | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     activation, data = session.config.model.activation, session.data
-    members = None if found is None else found.draws.shape[0] * found.draws.shape[1]
+    members = None if found is None else found.members
     if found is None:
         layers, arrays = measure.model_layers(session.model, position, activation)
     else:
-        layers, arrays = outcome.mixture_file(session.model, found.draws, activation)
+        layers, arrays = outcome.mixture_file(session.model, found.pieces, found.members, activation)
     spec = model_file.model_spec(layers, data.input_shape, data.num_classes, session.shift, session.divisor, members)
     return spec, arrays
 
@@ -115,16 +122,16 @@ def _beyond_map(session: Session) -> outcome.Outcome | None:
         context = _context(session, jax.tree.map(lambda x: x[:, 0], draws.positions))
         tally = context.new_tally(context.position, *draws.shape)
         tally.add(draws.positions)
-        return outcome.outcome(context, draws, tally)
+        return outcome.outcome(context, [draws], tally)
     if not isinstance(engine, Sampler):
         return None
     more = _more_starts(session, engine.starts - 1) if map_section(engine) else []
     starts = outcome.stacked(session.model, [session.position, *more], np.log(DEFAULT_START.scale_floor))
     context = _context(session, jax.tree.map(lambda x: jnp.asarray(x[:, 0]), starts.positions))
     stage = Stage(context)
-    draws = stage.finish()
-    found = outcome.outcome(context, draws, stage.tally)
-    return replace(found, sampling=found.sampling | stage.plan._asdict() | {"seconds": stage.total_seconds})
+    found = outcome.outcome(context, stage.finish(), stage.tally)
+    facts = stage.plan._asdict() | {"devices": num_devices(stage.members), "seconds": stage.total_seconds}
+    return replace(found, sampling=found.sampling | facts)
 
 
 def _context(session: Session, starts: Position) -> Context:

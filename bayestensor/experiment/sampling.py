@@ -22,7 +22,7 @@ from bayestensor.experiment.schedule import schedule
 from bayestensor.experiment.tally import Tally
 from bayestensor.inference import checkpoint, sample
 from bayestensor.inference.base import Engine, Posterior, not_finite_arrays
-from bayestensor.inference.draws import Draws, piece_path
+from bayestensor.inference.draws import Draws, Pieces, piece_path
 from bayestensor.inference.gradient import Centre, centre_at
 from bayestensor.ranks.explore import unstack
 from bayestensor.typing import Array, Batch, Key, Position
@@ -83,8 +83,7 @@ class Stage:
         self.data: Batch = (context.x[order], context.y[order])
         self.coordinates = build.coordinates(config, context.model, num)
         self.prepare = _preparation(build.preparation(config, context.scale))
-        start_key, self.run_key, self.look_key = jax.random.split(_key(config.seed), 3)
-        self.start_positions = self._starts(start_key)
+        self.start_key, self.run_key, self.look_key = jax.random.split(_key(config.seed), 3)
         try:
             self.engine = self._engine()
         except ValueError as error:
@@ -97,20 +96,19 @@ class Stage:
 
     # --- beginning --------------------------------------------------------------------------------------------
 
-    def _starts(self, key: Key[Array, ""]) -> Callable[[], Position]:
+    def _starts(self, key: Key[Array, ""]) -> Position:
         """Where chains start, [chain, ...], in the coordinates that the engine runs on."""
-        context, keys = self.context, jax.random.split(key, self.members)
+        context = self.context
         which = jnp.arange(self.members) % len(jax.tree.leaves(context.starts)[0])
 
         def around(key: Key[Array, ""], k: Array) -> Position:
-            at = self.coordinates.from_position(jax.tree.map(lambda x: x[k], context.starts))
-            return jax.tree.map(lambda x: x[0], sample.jitter(key, at, 1, self.section.jitter))
+            return self.coordinates.around(key, jax.tree.map(lambda x: x[k], context.starts), self.section.jitter)
 
         def prior(key: Key[Array, ""], k: Array) -> Position:
             return build.prior_position(context.model, self.coordinates, key, context.position)
 
         one = prior if self.section.start.name == "prior" else around
-        return jax.jit(lambda: jax.vmap(one)(keys, which))
+        return jax.jit(lambda key: jax.vmap(one)(jax.random.split(key, self.members), which))(key)
 
     def _engine(self) -> Engine:
         """The engine of the config, on non-centred coordinates; its positions are those of the model."""
@@ -137,16 +135,16 @@ class Stage:
         scaled = replace(posterior, log_likelihood=lambda q, b: posterior.log_likelihood(q, (scale(b[0]), b[1])))
         return centre_at(scaled, at, self.data)
 
-    def _begin(self) -> sample.Run:
-        positions = self.start_positions()
+    def _begin(self, start_key: Key[Array, ""], run_key: Key[Array, ""]) -> sample.Run:
+        positions = self._starts(start_key)
         if self.stacked:
             positions = jax.tree.map(lambda x: x[None], positions)
-        return sample.start(self.engine, self.run_key, positions)
+        return sample.start(self.engine, run_key, positions)
 
     # --- going on ---------------------------------------------------------------------------------------------
 
-    def finish(self) -> Draws:
-        """Burn in and draw what is left; all draws of the run, [chain, draw, ...] with a chain a particle."""
+    def finish(self) -> Pieces:
+        """Burn in and draw what is left; pieces of all draws of the run, [chain, draw, ...] with a chain a particle."""
         engine, plan, progress = self.section, self.plan, self.context.progress
         facts = {"engine": engine.name, "members": self.members, "steps": plan.steps, "draws": plan.draws}  # type: ignore
         progress.sampling(facts | {"done": int(self.run.steps)})
@@ -155,7 +153,7 @@ class Stage:
         while self.tally.done < plan.draws:
             self._draw()
         self._save()
-        return Draws.load(self.context.folder.draws, like=self.context.position)
+        return Pieces(self.context.folder.draws, like=self.context.position)
 
     @property
     def total_seconds(self) -> float:
@@ -253,10 +251,10 @@ class Stage:
         self.saved, self.seconds, self.burnt = time.perf_counter(), 0.0, 0
         found = checkpoint.latest(self.context.folder.sampling_checkpoints)
         if found is None:
-            self.run = self._begin()
+            self.run = self._begin(self.start_key, self.run_key)
             self._save()
         else:
-            template = {"run": jax.eval_shape(self._begin), "tally": self.tally.arrays}
+            template = {"run": jax.eval_shape(self._begin, self.start_key, self.run_key), "tally": self.tally.arrays}
             tree, meta = checkpoint.load(found, template)
             self.run = jax.tree.map(_on_device, tree["run"])
             self.tally.arrays = tree["tally"]

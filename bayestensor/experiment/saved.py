@@ -46,12 +46,15 @@ class SavedRun:
         """Class probabilities (n, classes) of raw inputs (n, ...), those of the mixture where there are members.
 
         Raises:
-            RunError: inputs of another shape.
+            RunError: inputs of another shape, or not finite.
         """
         raw, width = np.asarray(x), math.prod(self.spec["input_shape"])
         if raw.ndim < 1 or math.prod(raw.shape[1:]) != width:
             expected = ", ".join(map(str, self.spec["input_shape"]))
             raise RunError(f"inputs have shape {raw.shape}; {self.folder.path} takes (n, {expected})")
+        wrong = int((~np.isfinite(raw)).reshape(len(raw), width).any(1).sum())
+        if wrong:
+            raise RunError(f"{wrong} of {len(raw)} inputs are not finite; {self.folder.path} takes whole ones only")
         if not len(raw):
             return np.zeros((0, self.spec["classes"]), np.float32)
         return np.asarray(self._compiled(self.arrays, jnp.asarray(raw.reshape(len(raw), width), jnp.float32)))

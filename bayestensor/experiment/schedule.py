@@ -37,11 +37,12 @@ def schedule(config: Config, num_data: int) -> Schedule:
     assert isinstance(engine, Sampler)
     size = None if isinstance(engine, Nuts) else engine.batch_size or config.train.batch_size
     per_epoch = 1 if size is None else max(num_data // size, 1)
+    thin = 1 if engine.epochs is None else round(engine.epochs * per_epoch) // engine.draws
     cycle = engine.cycle if isinstance(engine, Langevin) else None
     return Schedule(
         batch_size=None if size == num_data else size,
         burn_in=round(engine.burn_in * per_epoch),
         draws=engine.draws,
-        thin=round(engine.epochs * per_epoch) // engine.draws,
+        thin=thin,
         cycle=None if cycle is None else max(round(cycle * per_epoch), 1),
     )

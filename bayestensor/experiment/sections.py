@@ -88,17 +88,35 @@ FORMAT_NAMES = (
 )
 
 
-class Mlp(Section):
-    """Linear layers with one activation between them."""
+class _Network(Section):
+    """What every network has: linear layers with one activation between them, in a format."""
 
-    name: Literal["mlp"]
-    hidden: tuple[Count, ...] = (625,)
     activation: Literal["relu", "gelu", "tanh", "silu"] = "relu"
     hidden_bias: bool = True
     output_bias: bool = True
     format: Literal[FORMAT_NAMES] = "tt_matrix"  # type: ignore[valid-type]
     rank: Rank = 20
-    shapes: tuple[tuple[Modes, Modes], ...] | None = None  # (input modes, output modes) a layer; null: chosen
+    shapes: tuple[tuple[Modes, Modes], ...] | None = None  # (input modes, output modes) a linear layer; null: chosen
+
+
+class Mlp(_Network):
+    """Linear layers alone."""
+
+    name: Literal["mlp"]
+    hidden: tuple[Count, ...] = (625,)
+
+
+class Lenet5(_Network):
+    """Convolutions, each with its pooling, then linear layers: by default Caffe's LeNet-5, 20-50-500."""
+
+    name: Literal["lenet5"]
+    channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)] = (20, 50)
+    kernel_size: Count = 5
+    padding: Literal["VALID", "SAME"] = "VALID"
+    pool: Count = 2  # side of the squares whose largest entry is kept
+    hidden: tuple[Count, ...] = (500,)
+    conv_format: Literal[FORMAT_NAMES] = "tensor_train"  # type: ignore[valid-type]  # (out, window, in): Tucker-2
+    conv_rank: Rank = 20
 
 
 # --- prior --------------------------------------------------------------------------------------------------

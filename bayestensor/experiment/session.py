@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.data import load_dataset, scaling, split_indices
+from bayestensor.data import Dataset, load_dataset, scaling, split_indices
 from bayestensor.errors import RunError
 from bayestensor.experiment import build, folder, measure, pruning
 from bayestensor.experiment.config import Config
@@ -30,6 +30,26 @@ SECONDS_PER_CHECKPOINT = 60.0  # besides one at each epoch's end
 _KEPT = ("epoch", "step", "collapsed", "before_pruning", "first_step_seconds")  # of a session, in its checkpoints
 
 
+class Sets(NamedTuple):
+    """The data of a run, the folder they were looked for in, and when: the run's time counts from there."""
+
+    whole: Dataset
+    ood: Dataset | None
+    data_dir: Path | None
+    began: float
+
+
+def load_sets(config: Config, data_dir: Path | None) -> Sets:
+    """What a config asks for; before a run's folder is made, so that missing data leave none behind.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    section, began = config.data, time.perf_counter()
+    ood = None if section.ood is None else load_dataset(section.ood, data_dir)
+    return Sets(load_dataset(section.name, data_dir), ood, data_dir, began)
+
+
 class Session:
     """One process's work on the MAP stage of a run: all of it, or what other engines start from."""
 
@@ -39,10 +59,10 @@ class Session:
     saved: float  # when the last checkpoint was written
     started: float  # when this session would have begun, had it trained without a stop
 
-    def __init__(self, config: Config, run_folder: folder.RunFolder, data_dir: Path | None, progress: Progress):
-        self.config, self.folder, self.data_dir, self.progress = config, run_folder, data_dir, progress
-        self.started = time.perf_counter()
-        self._load_data()
+    def __init__(self, config: Config, run_folder: folder.RunFolder, sets: Sets, progress: Progress):
+        self.config, self.folder, self.progress = config, run_folder, progress
+        self.started = sets.began
+        self._take_data(sets)
         self.model, initial = build.neural_model(config)
         start_key, train_key = jax.random.split(jax.random.key(config.seed))
         x, y = jnp.asarray(self.data.x_train), jnp.asarray(self.data.y_train)
@@ -61,10 +81,9 @@ class Session:
         self.before_pruning: dict[str, Any] | None = None  # what the first cut found
         self._restore(fresh)
 
-    def _load_data(self) -> None:
-        section = self.config.data
-        whole = load_dataset(section.name, self.data_dir)
-        self.held_out = None
+    def _take_data(self, sets: Sets) -> None:
+        section, whole = self.config.data, sets.whole
+        self.data_dir, self.held_out = sets.data_dir, None
         self.data = whole
         if section.validation:
             kept, out = split_indices(whole.y_train, section.validation)  # the same for every seed and every start
@@ -72,8 +91,7 @@ class Session:
             self.data = replace(whole, x_train=whole.x_train[kept], y_train=whole.y_train[kept])
         self.shift, self.divisor = scaling(self.data, section.scaling)
         self.scale = build.scaler(self.shift, self.divisor)
-        ood = None if section.ood is None else load_dataset(section.ood, self.data_dir)
-        self.strangers = None if ood is None else jnp.asarray(ood.x_test)
+        self.strangers = None if sets.ood is None else jnp.asarray(sets.ood.x_test)
 
     def _restore_plans(self) -> None:
         """Contract in the order of the sessions before; without a whole plans.json, plan anew."""

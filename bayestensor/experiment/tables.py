@@ -22,7 +22,8 @@ def layer_table(config: Config, layers: Sequence[Layer]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.caption = f"FLOPs: a forward pass per datum, in batches of {batch}"
     flops = [layer.flops(batch) for layer in layers]
-    dense_flops = [2.0 * layer.in_features * layer.out_features + layer.bias * layer.out_features for layer in layers]
+    biased = [layer.in_features * 2.0 + layer.bias for layer in layers]
+    dense_flops = [each * layer.out_features * layer.times for each, layer in zip(biased, layers, strict=True)]
     for layer, count, dense_count in zip(layers, flops, dense_flops, strict=True):
         table.add_row(
             layer.name,

@@ -66,6 +66,11 @@ class Tally:
         """Draws of every chain so far."""
         return int(self.arrays["done"])
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Chains, draws of each so far."""
+        return self.arrays["probes"].shape[0], self.done
+
     def add(self, positions: Position) -> None:
         """Take in draws [chain, draw, ...]."""
         chains, count = jax.tree.leaves(positions)[0].shape[:2]

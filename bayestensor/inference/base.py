@@ -102,3 +102,11 @@ def map_positions(state: Any, position: Position, functions: Any) -> Any:
         state,
         is_leaf=alike,
     )
+
+
+def normals(key: Key[Array, ""], like: Position, sd: float = 1.0) -> Position:
+    """Independent N(0, sd^2) in the shape of a pytree."""
+    leaves, tree = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    draws = [sd * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, draws)

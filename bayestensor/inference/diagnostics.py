@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -155,5 +156,7 @@ def _worst(function: str, x: np.ndarray, method: str, over: Callable[..., Any]) 
         return 1.0 if function == "rhat" else float(x.shape[0] * x.shape[1])
     if (np.ptp(x, axis=1) == 0).all(axis=0).any():
         return float("inf") if function == "rhat" else 1.0
-    values = getattr(arviz, function)(arviz.convert_to_dataset({"x": x}), method=method)["x"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "More chains .* than draws")  # as many particles may be
+        values = getattr(arviz, function)(arviz.convert_to_dataset({"x": x}), method=method)["x"]
     return float(over(np.asarray(values)))

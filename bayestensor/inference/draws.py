@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+
+from bayestensor.errors import DrawsError
 
 if TYPE_CHECKING:
     import arviz
@@ -45,9 +48,8 @@ class Draws:
         return jax.tree.map(lambda x: x[:, -1], self.positions)
 
     def map(self, function: Callable[[Any], Any], batch_size: int = 32) -> Any:
-        """`function(position)` of every draw, [chain, draw, ...]; `batch_size` draws at a time."""
-        values = jax.jit(lambda flat: jax.lax.map(function, flat, batch_size=batch_size))(self.flat())
-        return jax.tree.map(lambda x: np.asarray(x).reshape(*self.shape, *x.shape[1:]), values)
+        """`function(position)` of every draw, [chain, draw, ...]; `batch_size` draws at a time are on the device."""
+        return in_batches(function, batch_size)(self)
 
     def to_inference_data(self, functionals: dict[str, Any] | None = None) -> arviz.InferenceData:
         """ArviZ groups: `posterior` (the functionals [chain, draw, ...], or the raw leaves) and `sample_stats`.
@@ -95,16 +97,12 @@ class Draws:
             like: a position (any leaf shapes) whose tree structure the draws take; None: nested dicts by name.
 
         Raises:
-            ValueError: the file is damaged, not ours, or does not fit `like`; a piece is missing in the middle.
+            DrawsError: the file is damaged, not ours, or does not fit `like`; a piece is missing in the middle.
         """
         path = Path(path)
-        if not path.is_dir():
-            arrays, _ = _read(path)
-        else:
-            arrays = _read_pieces(path)
-        positions = {k.removeprefix("positions/"): v for k, v in arrays.items() if k.startswith("positions/")}
-        stats = {k.removeprefix("stats/"): v for k, v in arrays.items() if k.startswith("stats/")}
-        return Draws(_nested(positions) if like is None else _as_tree(positions, like), stats)
+        if path.is_dir():
+            return Draws.concatenate(list(Pieces(path, like)))
+        return _as_draws(_read(path)[0], like)
 
     @staticmethod
     def concatenate(pieces: Sequence[Draws]) -> Draws:
@@ -114,6 +112,65 @@ class Draws:
         join = lambda *x: np.concatenate(x, axis=1)  # noqa: E731
         positions = jax.tree.map(join, *(piece.positions for piece in pieces))
         return Draws(positions, jax.tree.map(join, *(piece.stats for piece in pieces)))
+
+
+def in_batches(function: Callable[..., Any], batch_size: int = 32) -> Callable[..., Any]:
+    """(draws, *more) -> `function(position, *more)` of every draw, [chain, draw, ...], `more` in the draws' own axes.
+
+    Compiled once, whatever the number of draws; the device holds `batch_size` of them.
+    """
+    program = jax.jit(jax.vmap(function))
+
+    def mapped(draws: Draws, *more: Any) -> Any:
+        flat = (draws.flat(), *(Draws(one).flat() for one in more))
+        count = math.prod(draws.shape)
+        values = []
+        for first in range(0, count, batch_size):
+            # the last batch is filled up with its last draw, so that one program serves all
+            which = np.minimum(np.arange(first, first + min(batch_size, count)), count - 1)
+            out = program(*jax.tree.map(lambda x: x[which], flat))  # noqa: B023
+            values.append(jax.tree.map(lambda x: np.asarray(x)[: count - first], out))  # noqa: B023
+        return jax.tree.map(lambda *x: np.concatenate(x).reshape(*draws.shape, *x[0].shape[1:]), *values)
+
+    return mapped
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A run's draws on disk, read and verified one piece at a time, as often as it is iterated over.
+
+    Attributes:
+        folder: of pieces (`piece_path`), or a run folder: `pruned/` if whole, else `draws/`.
+        like: as for `Draws.load`.
+
+    Raises:
+        DrawsError: while iterating; a piece is damaged, not ours, does not fit `like`, or is missing in the middle.
+        FileNotFoundError: no piece is there.
+    """
+
+    folder: Path
+    like: Any = None
+
+    def __iter__(self) -> Iterator[Draws]:
+        folder, done, of = self.folder, 0, 0
+        if not any(folder.glob("draws-*.npz")):
+            folder = folder / "pruned" if whole(folder / "pruned") else folder / "draws"
+        for path in sorted(folder.glob("draws-*.npz")):
+            arrays, manifest = _read(path)
+            if manifest["first"] != done:
+                raise DrawsError(
+                    f"{path} starts with draw {manifest['first']}; draw {done} is missing: take another copy"
+                )
+            piece = _as_draws(arrays, self.like)
+            done, of = done + piece.shape[1], manifest["of"]
+            yield piece
+        if not done:
+            raise FileNotFoundError(f"{folder}: no draws here; a sampled run writes draws/draws-*.npz")
+        if done < of:
+            warnings.warn(
+                f"{folder} holds {done} of {of} draws a chain: its run has not finished, or files are missing",
+                stacklevel=3,
+            )
 
 
 def piece_path(folder: str | Path, first: int) -> Path:
@@ -143,28 +200,14 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except FileNotFoundError:
         raise
     except Exception as error:  # damage shows in many ways: zip, header, JSON, checksum
-        raise ValueError(f"{path} is damaged or holds no draws ({error}); take another copy") from error
+        raise DrawsError(f"{path} is damaged or holds no draws ({error}); take another copy") from error
     return arrays, manifest
 
 
-def _read_pieces(folder: Path) -> dict[str, np.ndarray]:
-    if not any(folder.glob("draws-*.npz")):
-        folder = folder / "pruned" if whole(folder / "pruned") else folder / "draws"
-    pieces, done, of = [], 0, 0
-    for path in sorted(folder.glob("draws-*.npz")):
-        arrays, manifest = _read(path)
-        if manifest["first"] != done:
-            raise ValueError(f"{path} starts with draw {manifest['first']}; draw {done} is missing: take another copy")
-        done, of = done + next(iter(arrays.values())).shape[1], manifest["of"]
-        pieces.append(arrays)
-    if not pieces:
-        raise FileNotFoundError(f"{folder}: no draws here; a sampled run writes draws/draws-*.npz")
-    if done < of:
-        warnings.warn(
-            f"{folder} holds {done} of {of} draws a chain: its run has not finished, or files are missing",
-            stacklevel=3,
-        )
-    return {name: np.concatenate([arrays[name] for arrays in pieces], axis=1) for name in pieces[0]}
+def _as_draws(arrays: dict[str, np.ndarray], like: Any) -> Draws:
+    positions = {k.removeprefix("positions/"): v for k, v in arrays.items() if k.startswith("positions/")}
+    stats = {k.removeprefix("stats/"): v for k, v in arrays.items() if k.startswith("stats/")}
+    return Draws(_nested(positions) if like is None else _as_tree(positions, like), stats)
 
 
 def _name(path) -> str:
@@ -193,7 +236,7 @@ def _as_tree(named: dict[str, np.ndarray], like: Any) -> Any:
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [_name(path) or "value" for path, _ in paths]
     if set(names) != set(named):
-        raise ValueError(f"the file holds {sorted(named)}, the position asked for {sorted(names)}")
+        raise DrawsError(f"the file holds {sorted(named)}, the position asked for {sorted(names)}")
     return jax.tree.unflatten(structure, [named[name] for name in names])
 
 

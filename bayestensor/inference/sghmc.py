@@ -8,13 +8,12 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from bayestensor.inference.base import Engine, Posterior, all_finite
+from bayestensor.inference.base import Engine, Posterior, all_finite, normals
 from bayestensor.inference.gradient import (
     Centre,
     Estimate,
     cond_together,
     mean_over_coordinates,
-    normals,
     plain_estimator,
     preconditioner,
     require_proper,

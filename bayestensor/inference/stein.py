@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -60,6 +60,7 @@ def interact(
     xi: Position | None = None,
     frozen: tuple[Scalar, list[Array]] | None = None,
     temperature: float | Scalar = 1.0,
+    several_modes: bool = False,
 ) -> Interaction:
     """The RBF direction (Liu and Wang 2016) of every group, by two matrix products:
 
@@ -75,6 +76,8 @@ def interact(
         frozen: a flag, and the h^2 of every group to be used where it is set; otherwise the median rule,
             `h^2 = median |x_i - x_j|^2 / (2 log(n + 1))`, over pairs.
         temperature: T.
+        several_modes: the median is of every particle's least distance instead: that over pairs would be the distance
+            of modes, and particles of one mode would move as one.
     """
     x, tree = jax.tree.flatten(particles)
     n = x[0].shape[0]
@@ -86,7 +89,7 @@ def interact(
         fixed = None if frozen is None else (frozen[0], frozen[1][number])
         parts = [[column[i] for i in group] for column in table if column]
         run = _one_group if isinstance(kernel, str) else _blocks(kernel)
-        *moved, width, mass = run(parts, fixed, temperature)
+        *moved, width, mass = run(parts, fixed, temperature, _nearest_rule if several_modes else _median_rule)
         for result, values in zip((drift, noise), moved, strict=False):
             for i, value in zip(group, values, strict=True):
                 result[i] = value.reshape(x[i].shape)
@@ -99,14 +102,16 @@ def interact(
 
 def affine(
     particles: Position, gradients: Position, xi: Float[Array, "n n"], temperature: float | Scalar
-) -> tuple[Position, Position]:
-    """Drift and noise of the affine-invariant interacting Langevin dynamics (Garbuno-Inigo, Nuesken, Reich 2020):
+) -> tuple[Position, Position, Scalar]:
+    """Drift, noise and rate of the affine-invariant interacting Langevin dynamics (Garbuno-Inigo, Nuesken, Reich 2020):
 
         drift_i = C g_i + T (d + 1) / n (x_i - mean x)            C = 1/n sum_j (x_j - mean x)(x_j - mean x)^T
         noise_i = n^(-1/2) sum_j xi_ij (x_j - mean x)
+        rate = |(g_i . (x_j - mean x))_ij| / n                      Frobenius norm
 
     Directions in which the particles spread far are swept in long strides, so that the time to mix does not depend on
-    the condition number. Two matrix products, [n, d] memory.
+    the condition number. On a Gaussian of precision H the rate bounds the eigenvalues of C H: a step e is stable where
+    e rate < 2. Two matrix products, [n, d] memory.
     """
     x, tree = jax.tree.flatten(particles)
     n, d = x[0].shape[0], sum(x.size for x in x) // x[0].shape[0]
@@ -115,16 +120,18 @@ def affine(
     pull = inner / n + temperature * (d + 1) / n * jnp.eye(n, dtype=inner.dtype)
     shapes = [x.shape for x in jax.tree.leaves(particles)]
     drift, noise = ([(w @ x).reshape(s) for x, s in zip(x, shapes, strict=True)] for w in (pull, xi / n**0.5))
-    return jax.tree.unflatten(tree, drift), jax.tree.unflatten(tree, noise)
+    return jax.tree.unflatten(tree, drift), jax.tree.unflatten(tree, noise), jnp.sqrt((inner**2).sum()) / n
 
 
-def _one_group(parts: Sequence[list[Float[Array, "n d"]]], fixed: Any, temperature: float | Scalar) -> list:
+def _one_group(
+    parts: Sequence[list[Float[Array, "n d"]]], fixed: Any, temperature: float | Scalar, rule: Callable
+) -> list:
     """(x, g[, xi]) of a group's leaves -> drift[, noise], h^2, mean row sum of K."""
     means, g = [mean_particle(x) for x in parts[0]], parts[1]
     gram = sum(_gram(x, m) for x, m in zip(parts[0], means, strict=True))
     square = jnp.diag(gram)
     distance = jnp.maximum(square[:, None] + square[None, :] - 2 * gram, 0.0)
-    h2 = _median_rule(distance) if fixed is None else jax.lax.cond(fixed[0], lambda _: fixed[1], _median_rule, distance)
+    h2 = rule(distance) if fixed is None else jax.lax.cond(fixed[0], lambda _: fixed[1], rule, distance)
     k = jnp.exp(-distance / (2 * h2))
     k = k.at[jnp.diag_indices_from(k)].set(1.0)
     rows = k.sum(1, keepdims=True)
@@ -160,7 +167,7 @@ def _gram(x: Float[Array, "n d"], mean: Float[Array, "d"], width: int = 8192) ->
 def _blocks(size: int):
     """A group of one leaf, cut into stretches of `size`; the last one is filled up with zeros, which move nothing."""
 
-    def run(parts, fixed, temperature):
+    def run(parts, fixed, temperature, rule):
         n, d = parts[0][0].shape
         count = -(-d // size)
 
@@ -169,7 +176,7 @@ def _blocks(size: int):
 
         def one(args):
             columns, h2 = args
-            return _one_group([[a] for a in columns], None if fixed is None else (fixed[0], h2), temperature)
+            return _one_group([[a] for a in columns], None if fixed is None else (fixed[0], h2), temperature, rule)
 
         # so many blocks at a time that their n x n kernels hold no more than the particles do
         table = [cut(p[0]) for p in parts], None if fixed is None else fixed[1]
@@ -181,9 +188,17 @@ def _blocks(size: int):
 
 def _median_rule(distance: Float[Array, "n n"]) -> Scalar:
     n = distance.shape[0]
-    pairs = distance[jnp.triu_indices(n, 1)]
-    smallest = jnp.finfo(distance.dtype).tiny ** 0.5
-    return jnp.maximum(jnp.median(pairs) / (2 * jnp.log(n + 1)), smallest)
+    return _width(distance[jnp.triu_indices(n, 1)], n)
+
+
+def _nearest_rule(distance: Float[Array, "n n"]) -> Scalar:
+    n = distance.shape[0]
+    return _width(jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distance).min(1), n)
+
+
+def _width(squares: Float[Array, "*"], n: int) -> Scalar:
+    smallest = jnp.finfo(squares.dtype).tiny ** 0.5
+    return jnp.maximum(jnp.median(squares) / (2 * jnp.log(n + 1)), smallest)
 
 
 def per_leaf(members: list[list[int]], kernel: Kernel, values: list[Array], like: Position) -> Position:

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bayestensor.inference.base import Engine, Posterior, all_finite
+from bayestensor.inference.base import Engine, Posterior, all_finite, normals
 from bayestensor.inference.gradient import (
     coordinates,
     mean_over_coordinates,
-    normals,
     preconditioner,
     require_proper,
     running_mean,
@@ -33,7 +32,7 @@ class State(NamedTuple):
     measured: how often curvature and noise have been measured (noisy only).
     bandwidth: h^2 a group; frozen after burn-in if noisy.
     mass: mean row sum of the kernel a group; frozen after burn-in if noisy.
-    sweep: weight of the affine-invariant part; frozen after burn-in (noisy only).
+    strength: weight of the affine-invariant part; frozen after burn-in (noisy only).
     variance_ratio: running mean of the variance ratio.
     optimiser: the optimiser's state (without noise only).
     step: steps taken.
@@ -47,7 +46,7 @@ class State(NamedTuple):
     measured: Int[Array, ""]
     bandwidth: list[Array]
     mass: list[Array]
-    sweep: Scalar
+    strength: Scalar
     variance_ratio: Scalar
     optimiser: Any
     step: Int[Array, ""]
@@ -86,6 +85,7 @@ def svgd(
     *,
     kernel: Kernel = "blocks",
     noisy: bool = True,
+    several_modes: bool = False,
     step_size: float = 0.05,
     optimiser: optax.GradientTransformation | None = None,
     temperature: float = 1.0,
@@ -99,12 +99,12 @@ def svgd(
     With K the kernel of a group of coordinates (`stein.interact`), z = x / scale, g the gradient in z, e = `step_size`:
 
         z = z + e / mass (K g + T div K) + sqrt(2 e T / mass) L xi          L L^T = K, xi ~ N(0, 1)
-              + e sweep (C g + T div C) + sqrt(2 e T sweep) C^(1/2) xi'       C = covariance of the particles
+              + e strength (C g + T div C) + sqrt(2 e T strength) C^(1/2) xi'       C = covariance of the particles
 
     The second line is `stein.affine`: mixing does not wait for the worst direction. As e goes to 0 the stationary law
-    is p^(1/T) for every particle, in any dimension and with any kernel. `scale`, the bandwidths, `mass` and `sweep` are
+    is p^(1/T) for every particle, in any dimension and with any kernel. `scale`, bandwidths, `mass` and `strength` are
     adapted during `burn_in` steps and then frozen, since the law holds for fixed ones. `scale` is as in SGHMC, it and
-    `sweep` reduced so that batches supply at most `noise_share` of a particle's variance; T is lowered by that share.
+    `strength` such that batches supply at most `noise_share` of a particle's variance; T is lowered by that share.
 
     With `noisy=False` the same direction over n, `(K g + T div K) / n`, goes to the optimiser: the published algorithm,
     whose spread collapses as d grows with one kernel over everything ("all").
@@ -115,6 +115,8 @@ def svgd(
         posterior: the target; proper.
         kernel: "all", "leaf", "blocks" (`posterior.blocks`, else a leaf each), or a block size.
         noisy: add the noise.
+        several_modes: whether particles start at several modes. Then the second line is left out, since their
+            covariance is that of the modes and would sweep them off; bandwidths are by each particle's nearest.
         step_size: e; without noise AdaGrad's, unless there is an optimiser.
         optimiser: any optax optimiser; only without noise.
         temperature: T; 1 is the posterior.
@@ -152,7 +154,7 @@ def svgd(
             measured=jnp.int32(0),
             bandwidth=blank,
             mass=blank,
-            sweep=jnp.zeros((), dtype),
+            strength=jnp.zeros((), dtype),
             variance_ratio=jnp.ones((), dtype),
             optimiser=None if noisy else mover.init(position),
             step=jnp.int32(0),
@@ -202,7 +204,7 @@ def svgd(
         scale = jax.tree.map(lambda v, b: preconditioner(v, least * b, steps), curvature, noise)
         kept = jax.tree.map(lambda a, b: jnp.where(adapting, a, b), (scale, curvature), (state.scale, state.curvature))
         share = jax.tree.map(
-            lambda x, s, b: step_size * (s**2 + state.sweep * x.var(0)) * b / (2 * temperature),
+            lambda x, s, b: step_size * (s**2 + state.strength * x.var(0)) * b / (2 * temperature),
             state.particles,
             kept[0],
             noise,
@@ -219,16 +221,19 @@ def svgd(
         g = jax.tree.map(lambda g, s: g * s, each.gradient, state.scale)
         left = temperature * jnp.maximum(1 - mean_over_coordinates(share), 0.0)  # the batches bring the rest
         frozen = (~adapting, state.bandwidth) if burn_in else None
-        now = interact(members, kernel, z, g, normals(xi_key, z), frozen, left)
+        now = interact(members, kernel, z, g, normals(xi_key, z), frozen, left, several_modes)
         mass = jax.tree.map(lambda a, b: jnp.where(adapting | (burn_in == 0), a, b), now.mass, state.mass)
         mass = per_leaf(members, kernel, mass, state.scale)
-        swept = affine(z, g, normals(sweep_key, jnp.zeros((n, n), each.log_density.dtype)), left)
+        *swept, rate = affine(z, g, normals(sweep_key, jnp.zeros((n, n), each.log_density.dtype)), left)
 
-        def stride(rate, drift, noise):
-            return rate * drift + jnp.sqrt(2 * rate * left) * noise
+        stable = 0.5 / (step_size * rate)  # particles far wider than the posterior would be swept past it, ever farther
+        sweeping = jnp.where(adapting, jnp.minimum(state.strength, stable), state.strength)
+
+        def stride(by, drift, noise):
+            return by * drift + jnp.sqrt(2 * by * left) * noise
 
         particles = jax.tree.map(
-            lambda x, s, m, *to: x + s * (stride(step_size / m, *to[:2]) + stride(step_size * state.sweep, *to[2:])),
+            lambda x, s, m, *to: x + s * (stride(step_size / m, *to[:2]) + stride(step_size * sweeping, *to[2:])),
             state.particles,
             state.scale,
             mass,
@@ -236,12 +241,13 @@ def svgd(
             now.noise,
             *swept,
         )
-        before = (state.bandwidth, state.mass, state.sweep)
-        averages = running_mean(before, (now.bandwidth, now.mass, sweep(state)), steps)
+        before = (state.bandwidth, state.mass, state.strength)
+        strength = jnp.zeros_like(stable) if several_modes else jnp.minimum(strongest(state), stable)
+        averages = running_mean(before, (now.bandwidth, now.mass, strength), steps)
         widths, masses, strength = jax.tree.map(lambda a, b: jnp.where(adapting, a, b), averages, before)
-        return state._replace(particles=particles, bandwidth=widths, mass=masses, sweep=strength)
+        return state._replace(particles=particles, bandwidth=widths, mass=masses, strength=strength)
 
-    def sweep(state) -> Scalar:
+    def strongest(state) -> Scalar:
         """At most 1, n / d (a particle is pulled with force d / n) and what brings the batches' share to its bound."""
         n = jax.tree.leaves(state.particles)[0].shape[0]
         forces = jax.tree.map(lambda x, b: x.var(0) * step_size * b / (2 * temperature), state.particles, state.noise)
@@ -250,7 +256,8 @@ def svgd(
 
     def without_noise(state, g) -> State:
         one = jax.tree.map(lambda x: x[0], state.particles)
-        now = interact(groups(kernel, posterior, one), kernel, state.particles, g, temperature=temperature)
+        members = groups(kernel, posterior, one)
+        now = interact(members, kernel, state.particles, g, None, None, temperature, several_modes)
         n = jax.tree.leaves(state.particles)[0].shape[0]
         descent = jax.tree.map(lambda drift: -drift / n, now.drift)
         updates, optimiser = mover.update(descent, state.optimiser, state.particles)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bayestensor.inference.base import Engine, Posterior, all_finite
-from bayestensor.inference.gradient import normals, require_proper
+from bayestensor.inference.base import Engine, Posterior, all_finite, normals
+from bayestensor.inference.gradient import require_proper
 from bayestensor.inference.parallel import Parallel, over
 from bayestensor.typing import Array, Batch, Int, Key, Position, Scalar
 

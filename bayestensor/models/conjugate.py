@@ -1,15 +1,17 @@
-"""Closed-form inference for one tensor with Gaussian noise: every core, scale and noise precision given the rest.
+"""Closed-form inference for one tensor behind noise: every core, scale and noise precision given the rest.
 
-`y = X[x] + noise / sqrt(precision)`, `core[q, p] ~ N(0, sigma_core^2 * product of v)`. A core whose mode is smooth has
-rows that follow an autoregression, `cov(core[q, p], core[q', p]) = correlation^|q - q'| * variance`, with the
-correlation learnt: at 0 the rows are independent as in any other core, so nothing is lost where neighbours have
-nothing in common.
+`y = X[x] + noise / sqrt(precision)`, `core[q, p] ~ N(0, w)`, `w = sigma_core^2 * product of v`. In a core whose mode is
+smooth each column is an autoregression, `core[q + 1, p] ~ N(correlation[p] core[q, p], w)`, from a stationary start,
+with the correlation learnt: at 0 its entries are independent as in any other core, so nothing is lost where neighbours
+have nothing in common. w is the variance of the innovations, because the correlation is then a regression of a column
+on itself; were it that of the entries, a column rescaled against its neighbours (which leaves X as it is) would drag
+the correlation along. Each column has its own, because those that the data have left would outvote the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -17,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayestensor.models.augment import augmented
 from bayestensor.priors.base import ScalePrior, conditional
 from bayestensor.priors.log_gamma import draw_log_gamma
 from bayestensor.tensor.contract import bond_energy, contract
-from bayestensor.tensor.network import Network
+from bayestensor.tensor.network import Factored, Network
 from bayestensor.tensor.normal import Observations, from_rows, normal_equations, row_shape, split_legs
 from bayestensor.typing import Array, Float, Key
 
@@ -49,7 +52,7 @@ class State(NamedTuple):
     cores: dict[str, Array]
     covariances: dict[str, Array]
     scales: dict[str, Array]  # bond -> v
-    correlations: dict[str, Array]  # of neighbouring rows, for each smooth core
+    correlations: dict[str, Array]  # of neighbouring rows: smooth core -> [p]
     precision: Array  # of the noise
 
 
@@ -62,12 +65,14 @@ class Conjugate:
         prior: of the scales.
         variance: sigma_core^2.
         smooth: names of cores whose rows are an autoregression; each has one mode leg.
+        likelihood: one of `augment.LIKELIHOODS`; for 'bernoulli' the values are 0 and 1 and the noise precision 1.
     """
 
     network: Network
     prior: ScalePrior
     variance: float
     smooth: tuple[str, ...] = ()
+    likelihood: str = "gaussian"
 
     def start(self, cores: Mapping[str, Array], precision: float) -> State:
         """Cores to start from, every scale at 1."""
@@ -78,20 +83,20 @@ class Conjugate:
             n: jnp.broadcast_to(self.variance * jnp.eye(p, dtype=dtype), (q, p, p)) for n, (q, p) in shapes.items()
         }
         scales = {bond: jnp.ones(size, dtype) for bond, size in self.network.ranks.items()}
-        correlations = {name: jnp.asarray(0.5, dtype) for name in self.smooth}
+        correlations = {name: jnp.full(shapes[name][1], 0.5, dtype) for name in self.smooth}
         return State(cores, covariances, scales, correlations, jnp.asarray(precision, dtype))
 
     def keep(self, state: State, indices: Mapping[str, np.ndarray]) -> tuple[Conjugate, State]:
         """Model and state with only the given indices of each bond; sigma_core^2 stays what it was."""
         sizes = {bond: len(kept) for bond, kept in indices.items()}
-        smaller = Conjugate(self.network.resized(sizes), self.prior, self.variance, self.smooth)
+        smaller = replace(self, network=self.network.resized(sizes))
 
         def cut(array, legs):
             for axis, leg in enumerate(legs):
                 array = jnp.take(array, np.asarray(indices[leg]), axis=axis) if leg in indices else array
             return array
 
-        cores, covariances = {}, {}
+        cores, covariances, correlations = {}, {}, {}
         for core in self.network.cores:
             cores[core.name] = cut(state.cores[core.name], core.legs)
             q, p = row_shape(self.network, core.name)
@@ -99,8 +104,11 @@ class Conjugate:
             full = state.covariances[core.name].reshape(q, *[self.network.size[b] for b in bonds * 2])
             p = row_shape(smaller.network, core.name)[1]
             covariances[core.name] = cut(full, ("", *bonds, *bonds)).reshape(q, p, p)
+            if core.name in self.smooth:
+                columns = state.correlations[core.name].reshape([self.network.size[b] for b in bonds])
+                correlations[core.name] = cut(columns, bonds).reshape(p)
         scales = {bond: cut(v, (bond,)) for bond, v in state.scales.items()}
-        return smaller, state._replace(cores=cores, covariances=covariances, scales=scales)
+        return smaller, State(cores, covariances, scales, correlations, state.precision)
 
     def sweep(self, key: Key[Array, ""], state: State, data: Observations, how: How, hold: Array) -> State:
         """Every core given the others, then correlations, scales and noise precision.
@@ -114,7 +122,10 @@ class Conjugate:
             hold: whether the noise precision stays as it is.
         """
         draw, spreads = how
-        core_key, scale_key, noise_key, correlation_key = jax.random.split(key, 4)
+        core_key, scale_key, noise_key, correlation_key, hidden_key = jax.random.split(key, 5)
+        if self.likelihood != "gaussian":
+            x = data.values(Factored(self.network, state.cores))
+            data = augmented(self.likelihood, hidden_key, data, x, state.precision, draw)
         cores, covariances, correlations = dict(state.cores), dict(state.covariances), dict(state.correlations)
         shapes = {name: row_shape(self.network, name) for name in cores}
         ends = np.cumsum([q * p for q, p in shapes.values()])
@@ -138,9 +149,8 @@ class Conjugate:
         squares = {}
         for name, own in seconds.items():
             if name in self.smooth:
-                rho, pair = correlations[name], pairs[name]
-                whitened = (own[1:] - 2 * rho * pair + rho**2 * own[:-1]) / (1 - rho**2)
-                own = jnp.concatenate([own[:1], whitened])
+                rho, pair = correlations[name][None], pairs[name]
+                own = jnp.concatenate([own[:1] * (1 - rho**2), own[1:] - 2 * rho * pair + rho**2 * own[:-1]])
             squares[name] = from_rows(self.network, name, jnp.sqrt(jnp.maximum(own, 0)))
         second = rows[:, :, None] * rows[:, None, :] + spread
         residual = data.energy + (second * gram).sum() - 2 * (moment * rows).sum()
@@ -184,17 +194,17 @@ def chain_posterior(
     moment: Float[Array, "q p"],
     d: Float[Array, "p"],
     noise: Float[Array, "q p"],
-    rho: Float[Array, ""],
+    rho: Float[Array, "p"],
 ) -> tuple[Float[Array, "q p"], Float[Array, "q p p"], Float[Array, "q p"]]:
-    """As `row_posterior`, rows an autoregression: (rows, covariances, covariance of each entry with its next in line).
+    """As `row_posterior`, each column an autoregression: (rows, covariances, covariance of each entry with its next).
 
     The joint precision is block tridiagonal, off the diagonal `-diag(link)`. Block elimination forwards and
     substitution backwards give one exact joint draw of the whole core (or its exact means and covariances).
     """
-    link = d * rho / (1 - rho**2)
-    inside = jnp.full(len(gram), 1 + rho**2).at[jnp.array([0, -1])].set(1.0) / (1 - rho**2)
-    inside = jnp.where(len(gram) == 1, 1.0, inside)
-    gram = gram + inside[:, None, None] * jnp.diag(d)[None]
+    link = d * rho
+    ends = (jnp.arange(len(gram)) == 0) | (jnp.arange(len(gram)) == len(gram) - 1)
+    inside = jnp.where(ends[:, None], d[None], (d * (1 + rho**2))[None])
+    gram = gram + inside[:, :, None] * jnp.eye(len(d), dtype=d.dtype)[None]
 
     def forward(carry, now):
         coupling, pulled = carry
@@ -231,7 +241,7 @@ def pick_correlations(
     precisions: Mapping[str, Float[Array, "p"]],
     draw: float | Array,
 ) -> dict[str, Array]:
-    """For each smooth core one of CORRELATIONS: drawn from its conditional, or the best.
+    """For each column of each smooth core one of CORRELATIONS: drawn from its conditional, or the best.
 
     Args:
         key: for the draws.
@@ -240,21 +250,21 @@ def pick_correlations(
         precisions: core -> prior precision of each column.
         draw: 1 to draw, 0 for the best.
     """
-    sums, counts = [], []
-    for name, pair in pairs.items():
-        weighted = ((precisions[name][None, :] * x).sum() for x in (own[name][1:], own[name][:-1], pair))
-        sums.append(jnp.stack(list(weighted)))
-        counts.append(pair.size)
-    rho = jnp.asarray(CORRELATIONS, sums[0].dtype)[None, :]
-    after, before, cross = jnp.split(jnp.stack(sums), 3, axis=1)  # each [core, 1]
-    error = after - 2 * rho * cross + rho**2 * before
-    half = 0.5 * jnp.asarray(counts, rho.dtype)[:, None]
-    log_p = -half * jnp.log1p(-(rho**2)) - error / (2 * (1 - rho**2))
-    best = jnp.argmax(log_p + draw * jax.random.gumbel(key, log_p.shape, log_p.dtype), axis=1)
-    return {name: rho[0, best[k]] for k, name in enumerate(pairs)}
+    sums = [
+        precisions[name][None] * jnp.stack([own[name][0], own[name][:-1].sum(0), pair.sum(0)])
+        for name, pair in pairs.items()
+    ]
+    first, before, cross = jnp.concatenate(sums, axis=1)  # each [columns of all cores]
+    rho = jnp.asarray(CORRELATIONS, first.dtype)[:, None]
+    first, before, cross = first[None], before[None], cross[None]
+    error = (1 - rho**2) * first - 2 * rho * cross + rho**2 * before
+    log_p = 0.5 * jnp.log1p(-(rho**2)) - 0.5 * error
+    best = rho[jnp.argmax(log_p + draw * jax.random.gumbel(key, log_p.shape, log_p.dtype), axis=0), 0]
+    ends = np.cumsum([pair.shape[1] for pair in pairs.values()])[:-1]
+    return dict(zip(pairs, jnp.split(best, ends), strict=True))
 
 
-def pick_precision(key: Key[Array, ""], count: Array, residual: Array, draw: Array) -> Float[Array, ""]:
+def pick_precision(key: Key[Array, ""], count: Array, residual: Array, draw: float | Array) -> Float[Array, ""]:
     """Of the noise: Gamma(count / 2, residual / 2) drawn, or `count / residual`."""
     shape = 0.5 * count + _SHAPE
     best = shape / (0.5 * residual + _RATE)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from bayestensor.inference.base import Posterior
+from bayestensor.inference.base import Posterior, normals
+from bayestensor.models.scale_moves import draw_each, exchange_levels
 from bayestensor.models.shrinkage import log_prior_scales, log_variance
 from bayestensor.priors.base import ScalePrior, conditional, exp_in_range
 from bayestensor.tensor.network import Factored, Network
 from bayestensor.typing import Array, Batch, Key, Position, Scalar
 
 EDGE = 1e-4  # share of a bounded support's length that a start keeps from its ends, where u is infinite
+DEAD = 1e-2  # an index is dead where its mean z^2 and its v over the largest of its bond are below this
 
 
 class TensorModel(Protocol):
@@ -67,31 +69,43 @@ class Noncentred:
             that makes sampling an interweaving of both coordinates; None where a prior has no conditional draw.
         from_position: position -> (z, u).
         to_position: (z, u) -> position.
+        around: (key, position, relative) -> (z, u), a start near a MAP solution: see `noncentred`.
     """
 
     posterior: Posterior
     from_position: Callable[[Position], Position]
     to_position: Callable[[Position], Position]
+    around: Callable[[Key[Array, ""], Position, float], Position]
 
 
-def noncentred(model: TensorModel, num_data: int) -> Noncentred:
+def noncentred(model: TensorModel, num_data: int, data: Batch | None = None) -> Noncentred:
     """The model's posterior in non-centred coordinates.
 
     In centred coordinates a dead slice has v pinned by its own tiny cores and moves log v by about sqrt(2 / D) a sweep;
     in non-centred ones v is free there, but stiff where the data speak. `conditional_update` draws every bond's v
     given the cores and keeps X as it is: both moves leave the posterior as it is, and together mix where either would
-    not (interweaving, Yu and Meng 2011).
+    not (interweaving, Yu and Meng 2011). Then it moves common factors from bond to bond, which keeps X as well. With
+    `data` it also draws every v given z: a slice goes from dead to live and back at once, under every prior, and
+    exactly so whatever the engine's batches. That costs 16 likelihoods of the whole data for every scale: take it where
+    the data are small. (`models.scale_moves`)
+
+    `around` moves z and log v by N(0, relative^2), every other array by that share of its rms. Entries of z tied to a
+    dead index (`DEAD`) are drawn from N(0, 1): a mode has them at 0, where no posterior draw has them, and X hardly
+    notices. (Noise in shares of the rms of u would be in shares of how dead the dead are.)
 
     Args:
         model: a `NeuralModel` or a `CompletionModel`.
         num_data: how many data the whole set holds.
+        data: the whole data, for draws of v given z; None: given the cores only.
+
+    Raises:
+        ValueError: `data` is not `num_data` long.
     """
+    if data is not None and (length := jax.tree.leaves(data)[0].shape[0]) != num_data:
+        raise ValueError(f"data holds {length} data, num_data says {num_data}: give the whole data, or None")
 
     def to_position(at: Position) -> Position:
-        log_scales = {
-            name: {bond: _log_v(model.priors[name], u) for bond, u in bonds.items()}
-            for name, bonds in model.log_scales(at).items()
-        }
+        log_scales = _all_log_v(model, at)
         return model.with_tensors(at, _scaled(model, at, log_scales, 0.5), log_scales)
 
     def from_position(position: Position) -> Position:
@@ -101,6 +115,20 @@ def noncentred(model: TensorModel, num_data: int) -> Noncentred:
             for name, bonds in log_scales.items()
         }
         return model.with_tensors(position, _scaled(model, position, log_scales, -0.5), unconstrained)
+
+    def around(key: Key[Array, ""], position: Position, relative: float) -> Position:
+        noise, at = normals(key, position), from_position(position)
+        log_scales, noise_scales = model.log_scales(position), model.log_scales(noise)
+        cores, scales = {}, {}
+        for name, z in model.tensors(at).items():
+            fresh, dead = model.tensors(noise)[name].cores, _dead(z, log_scales[name])
+            cores[name] = {c: jnp.where(dead[c], fresh[c], x + relative * fresh[c]) for c, x in z.cores.items()}
+            scales[name] = {
+                bond: u + relative * noise_scales[name][bond] / _steepest(model.priors[name])
+                for bond, u in model.log_scales(at)[name].items()
+            }
+        outside = jax.tree.map(lambda x, e: x + relative * jnp.sqrt(jnp.mean(x**2)) * e, at, noise)
+        return model.with_tensors(outside, cores, scales)
 
     def log_prior(at: Position) -> Scalar:
         total = model.log_prior_outside(at)
@@ -121,9 +149,18 @@ def noncentred(model: TensorModel, num_data: int) -> Noncentred:
         num_data,
         proper=all(prior.proper for prior in model.priors.values()),
         blocks=lambda at: _blocks(model, at),
-        conditional_update=(lambda key, at: _redraw(model, key, at)) if _has_conditional(model) else None,
     )
-    return Noncentred(posterior, from_position, to_position)
+    by_cores = _has_conditional(model)
+
+    def update(key: Key[Array, ""], at: Position) -> Position:
+        cores_key, level_key, data_key = jax.random.split(key, 3)
+        at = _redraw(model, cores_key, at) if by_cores else at
+        at = _exchange(model, level_key, at)
+        return at if data is None else _redraw_by_data(model, data, data_key, at)
+
+    if by_cores or data is not None:
+        posterior = replace(posterior, conditional_update=update)
+    return Noncentred(posterior, from_position, to_position, around)
 
 
 def _scaled(model: TensorModel, at: Position, log_scales: Mapping[str, Mapping[str, Array]], power: float) -> dict:
@@ -135,6 +172,21 @@ def _scaled(model: TensorModel, at: Position, log_scales: Mapping[str, Mapping[s
         }
         for name, tensor in model.tensors(at).items()
     }
+
+
+def _dead(z: Factored, log_scales: Mapping[str, Array]) -> dict[str, Array]:
+    """Core -> whether an entry is tied to an index that is dead (1 where constant)."""
+    network, dead = z.network, {}
+    for bond, log_v in log_scales.items():
+        small = _squares(network, z.cores, bond) < DEAD * network.bond_count(bond)
+        dead[bond] = (small & (log_v < log_v.max() + math.log(DEAD))).astype(log_v.dtype)
+    return {core: log_variance(network, core, dead, 1.0) > 0 for core in z.cores}
+
+
+def _steepest(prior: ScalePrior) -> float:
+    """The largest d log v / du."""
+    bounds = _bounds(prior)
+    return 1.0 if bounds is None else (bounds[1] - bounds[0]) / 4
 
 
 def _bounds(prior: ScalePrior) -> tuple[float, float] | None:
@@ -184,6 +236,44 @@ def _redraw(model: TensorModel, key: Key[Array, ""], at: Position) -> Position:
             z = {core: _times(network, core, array, bond, ratio) for core, array in z.items()}
         cores[name] = z
     return model.with_tensors(at, cores, scales)
+
+
+def _redraw_by_data(model: TensorModel, data: Batch, key: Key[Array, ""], at: Position) -> Position:
+    """Draws every bond's v given z and everything else; z stays, cores and X change."""
+    scales = _all_log_v(model, at)
+    for name, own_key in zip(scales, jax.random.split(key, len(scales)), strict=True):
+
+        def log_density(bonds: Mapping[str, Array], name: str = name) -> Scalar:
+            log_scales = scales | {name: dict(bonds)}
+            position = model.with_tensors(at, _scaled(model, at, log_scales, 0.5), log_scales)
+            return model.log_likelihood(position, data).sum() + log_prior_scales(model.priors[name], bonds)
+
+        scales[name] = draw_each(own_key, log_density, scales[name])
+    return _with_log_v(model, at, scales)
+
+
+def _exchange(model: TensorModel, key: Key[Array, ""], at: Position) -> Position:
+    """Moves common factors between the bonds of every network; z and X stay."""
+    scales = _all_log_v(model, at)
+    for name, own_key in zip(scales, jax.random.split(key, len(scales)), strict=True):
+        scales[name] = exchange_levels(own_key, model.priors[name], model.networks[name], scales[name])
+    return _with_log_v(model, at, scales)
+
+
+def _all_log_v(model: TensorModel, at: Position) -> dict[str, dict[str, Array]]:
+    return {
+        name: {bond: _log_v(model.priors[name], u) for bond, u in bonds.items()}
+        for name, bonds in model.log_scales(at).items()
+    }
+
+
+def _with_log_v(model: TensorModel, at: Position, log_scales: Mapping[str, Mapping[str, Array]]) -> Position:
+    """z as in `at`, u from log v."""
+    u = {
+        name: {bond: _unconstrained(model.priors[name], log_v) for bond, log_v in bonds.items()}
+        for name, bonds in log_scales.items()
+    }
+    return model.with_tensors(at, {name: tensor.cores for name, tensor in model.tensors(at).items()}, u)
 
 
 def _squares(network: Network, z: Mapping[str, Array], bond: str) -> Array:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.inference.draws import Draws
+from bayestensor.inference.draws import Draws, in_batches
 from bayestensor.ranks.explore import Tensorized, check_share, refuse_not_finite, shares
 from bayestensor.ranks.select import RANK_THRESHOLD
 from bayestensor.tensor.contract import norm
-from bayestensor.tensor.network import Factored
+from bayestensor.tensor.network import Factored, Network
 from bayestensor.typing import Array, Position
 
-__all__ = ["MassSelection", "prune_draws", "select_by_mass"]
+__all__ = ["MassSelection", "prune_draws", "prune_pieces", "select_by_mass"]
 
 
 class MassSelection(NamedTuple):
@@ -43,7 +43,7 @@ class MassSelection(NamedTuple):
 
 def select_by_mass(
     model: Tensorized,
-    draws: Draws,
+    draws: Draws | Iterable[Draws],
     share: float = 0.05,
     threshold: float = RANK_THRESHOLD,
     max_lost: float | None = None,
@@ -56,7 +56,8 @@ def select_by_mass(
 
     Args:
         model: whose positions the draws are.
-        draws: [chain, draw, ...].
+        draws: [chain, draw, ...], or pieces of them (`draws.Pieces`), which are gone through once a bond: memory holds
+            one piece and the norms.
         share: least posterior mass of a slice that stays.
         threshold: share of ||X|| that a living slice exceeds.
         max_lost: refuse where some draw may lose more than this share of ||X||.
@@ -66,29 +67,24 @@ def select_by_mass(
     """
     check_share("share", share)
     check_share("threshold", threshold)
-    first = jax.tree.map(lambda x: x[0, 0], draws.positions)
-    networks = {layer: tensor.network for layer, tensor in jax.eval_shape(model.tensors, first).items()}
-    masks = {
-        layer: {bond: np.ones((*draws.shape, size), np.float32) for bond, size in network.ranks.items()}
-        for layer, network in networks.items()
-    }
-    lost = {layer: np.zeros(draws.shape) for layer in networks}
-    norms_of_cut = _compiled(model)
+    pieces = [draws] if isinstance(draws, Draws) else draws
+    shapes, networks = _described(model, pieces)
+    masks = [
+        {
+            layer: {bond: np.ones((*shape, size), np.float32) for bond, size in network.ranks.items()}
+            for layer, network in networks.items()
+        }
+        for shape in shapes
+    ]
+    lost = [{layer: np.zeros(shape) for layer in networks} for shape in shapes]
+    norms_of_cut = in_batches(partial(_norms_left, model))
     for turn in range(max((len(network.bonds) for network in networks.values()), default=0)):
-        norms = norms_of_cut(draws, masks)  # of the draws as cut so far, by one compiled program
-        refuse_not_finite(norms)
+        norms = [norms_of_cut(piece, mask) for piece, mask in zip(pieces, masks, strict=True)]  # of the draws as cut
         for layer, network in networks.items():
             if turn < len(network.bonds):
-                bond = network.bonds[turn]
-                values = norms[layer][bond]
-                order = np.argsort(-values, axis=-1, kind="stable")
-                ordered = np.take_along_axis(values, order, axis=-1)
-                alive = (ordered > threshold).mean(axis=(0, 1))
-                k = max(int(np.sum(alive >= max(share, 1e-12))), 1)
-                np.put_along_axis(masks[layer][bond], order[..., k:], 0.0, axis=-1)
-                lost[layer] += ordered[..., k:].sum(axis=-1, dtype=np.float64)
-    keep = {layer: {bond: _indices(mask) for bond, mask in bonds.items()} for layer, bonds in masks.items()}
-    selection = MassSelection(keep, lost)
+                _take_turn(layer, network.bonds[turn], norms, masks, lost, share, threshold)
+    keep = {layer: {bond: _indices(mask) for bond, mask in bonds.items()} for layer, bonds in _joined(masks).items()}
+    selection = MassSelection(keep, _joined(lost))
     for layer, most in selection.largest_lost.items():
         if max_lost is not None and most > max_lost:
             raise ValueError(
@@ -98,38 +94,60 @@ def select_by_mass(
     return selection
 
 
+def _described(model: Tensorized, pieces: Iterable[Draws]) -> tuple[list[tuple[int, int]], dict[str, Network]]:
+    """(chains, draws) of every piece, and the networks of a draw."""
+    shapes: list[tuple[int, int]] = []
+    networks: dict[str, Network] = {}
+    for piece in pieces:
+        shapes.append(piece.shape)
+        if not networks:
+            first = jax.tree.map(lambda x: x[0, 0], piece.positions)
+            networks = {layer: tensor.network for layer, tensor in jax.eval_shape(model.tensors, first).items()}
+    return shapes, networks
+
+
+def _take_turn(
+    layer: str, bond: str, norms: list[Any], masks: list[Any], lost: list[Any], share: float, threshold: float
+) -> None:
+    """Mask what one bond loses, in place, and count it."""
+    values = [norm[layer][bond] for norm in norms]
+    refuse_not_finite({layer: {bond: np.concatenate(values, axis=1)}})
+    orders = [np.argsort(-value, axis=-1, kind="stable") for value in values]
+    ordered = [np.take_along_axis(*pair, axis=-1) for pair in zip(values, orders, strict=True)]
+    alive = (np.concatenate(ordered, axis=1) > threshold).mean(axis=(0, 1))
+    k = max(int(np.sum(alive >= max(share, 1e-12))), 1)
+    for mask, total, order, value in zip(masks, lost, orders, ordered, strict=True):
+        np.put_along_axis(mask[layer][bond], order[..., k:], 0.0, axis=-1)
+        total[layer] += value[..., k:].sum(axis=-1, dtype=np.float64)
+
+
 def prune_draws(model: Tensorized, draws: Draws, selection: MassSelection) -> Draws:
     """The draws without the dropped slices: cores and scales are cut, each draw by its own indices; stats stay.
 
     The same model reads the smaller positions. Sizes must be those that the selection was made for.
     """
-
-    @jax.jit
-    def cut(positions: Position, keep: Any) -> Position:
-        def one(position: Position, keep: Any) -> Position:
-            return jax.tree.map(lambda array, function: function(array), position, model.cuts(position, keep))
-
-        return jax.vmap(jax.vmap(one))(positions, keep)
-
-    positions = jax.tree.map(jnp.asarray, draws.positions)
-    return Draws(jax.tree.map(np.asarray, cut(positions, selection.keep)), draws.stats)
+    return next(prune_pieces(model, [draws], selection))
 
 
-def _compiled(model: Tensorized) -> Callable[[Draws, Any], Any]:
-    """(draws, masks [chain, draw, R] of every bond) -> norms of the slices left, as shares of the whole ||X||."""
+def prune_pieces(model: Tensorized, pieces: Iterable[Draws], selection: MassSelection) -> Iterator[Draws]:
+    """`prune_draws` of draws that come in pieces, one at a time."""
 
-    def one(position: Position, masks: Any) -> Any:
-        whole = model.tensors(position)
-        cut = {layer: _masked(tensor, masks[layer]) for layer, tensor in whole.items()}
-        return shares(cut, {layer: norm(tensor) for layer, tensor in whole.items()})
+    def one(position: Position, keep: Any) -> Position:
+        return jax.tree.map(lambda array, function: function(array), position, model.cuts(position, keep))
 
-    program = jax.jit(lambda pair: jax.lax.map(lambda both: one(*both), pair, batch_size=32))
+    cut, first = in_batches(one), 0
+    for piece in pieces:
+        last = first + piece.shape[1]
+        keep = jax.tree.map(lambda kept: kept[:, first:last], selection.keep)  # noqa: B023
+        yield Draws(cut(piece, keep), piece.stats)
+        first = last
 
-    def norms(draws: Draws, masks: Any) -> Any:
-        values = program((draws.flat(), Draws(masks).flat()))
-        return jax.tree.map(lambda x: np.asarray(x).reshape(*draws.shape, *x.shape[1:]), values)
 
-    return norms
+def _norms_left(model: Tensorized, position: Position, masks: Any) -> Any:
+    """Norms of the slices that masks [R] of every bond leave, as shares of the whole ||X||."""
+    whole = model.tensors(position)
+    cut = {layer: _masked(tensor, masks[layer]) for layer, tensor in whole.items()}
+    return shares(cut, {layer: norm(tensor) for layer, tensor in whole.items()})
 
 
 def _masked(tensor: Factored, masks: Mapping[str, Array]) -> Factored:
@@ -140,6 +158,11 @@ def _masked(tensor: Factored, masks: Mapping[str, Array]) -> Factored:
         shape = [len(mask) if leg == bond else 1 for leg in core.legs]
         cores[core.name] = cores[core.name] * mask.reshape(shape).astype(cores[core.name].dtype)
     return Factored(tensor.network, cores)
+
+
+def _joined(pieces: list[Any]) -> Any:
+    """Pieces [chain, draw, ...], one after the other."""
+    return jax.tree.map(lambda *x: np.concatenate(x, axis=1), *pieces)
 
 
 def _indices(mask: np.ndarray) -> np.ndarray:

@@ -76,8 +76,8 @@ class Entries:
             columns = [coords[:, network.modes.index(leg)] for leg in open_]
             index = np.ravel_multi_index(columns, sizes) if open_ else np.zeros(len(coords), int)
             places[core.name], groups[core.name] = _chunks(index, math.prod(sizes))
-        arrays = (coords.astype(np.int32), np.ones_like(values), values, float(len(values)), (values**2).sum())
-        return cls(*map(jnp.asarray, arrays), places, groups)
+        weight, count, energy = jnp.ones_like(values), jnp.asarray(float(len(values))), jnp.asarray((values**2).sum())
+        return cls(jnp.asarray(coords, jnp.int32), weight, jnp.asarray(values), count, energy, places, groups)
 
     def values(self, tensor: Factored) -> Array:
         """The tensor at the observations, block by block."""

@@ -1,0 +1,149 @@
+"""Where a closed-form fit starts: the basin of several random starts, slices that fit nothing cut or merged."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayestensor.estimators.inputs import Observed
+from bayestensor.models.conjugate import Conjugate, How, State, sweeps
+from bayestensor.ranks.select import RANK_THRESHOLD, host_slice_norms
+from bayestensor.tensor.initialise import initialise
+from bayestensor.tensor.network import Network
+from bayestensor.tensor.normal import Observations, row_shape
+from bayestensor.typing import Array, Key
+
+_FIRST_PRECISION = 100.0  # of data of mean square 1: taken as 20 dB until the fit can tell
+_FIRST_BINARY = 10.0  # of yes and no: each counts as ten, or random cores would all shrink away
+_HELD = 10  # sweeps for which it is taken so
+PORTION = 10  # sweeps of one call
+_MOST_STARTS = 16
+_WORTH_STARTS = 1e10  # multiplications that the starts may take together, a second or three
+_SETTLED = 1.05  # growth of the noise precision in one call below which the warm-up has arrived
+_NEARLY_EXACT = 1e5  # noise precision, 50 dB, above which split components are looked for
+_SWEEPS_LEFT = 200  # near enough: to settle, to burn in and to draw
+_WORTH_A_CUT = 2e10  # multiplications saved that pay for compiling the smaller shape
+
+
+def best_start(
+    model: Conjugate, data: Observations, given: Observed, sweeps_each: int, how: How, key
+) -> tuple[Conjugate, State]:
+    """Mean-field sweeps from as many random starts as are cheap; the one of the best `_score`."""
+    count, binary = len(given.values), model.likelihood == "bernoulli"  # whose noise has nothing to learn or score
+    share = 0.0 if binary else _WORTH_STARTS / (sweeps_each * work(model.network, given))
+    best: tuple[float, State] | None = None
+    for start_key in jax.random.split(key, max(1, min(_MOST_STARTS, int(share)))):
+        first_key, warm_key = jax.random.split(start_key)
+        cores = initialise(first_key, model.network, dtype=jnp.float64).cores
+        state = model.start(cores, _FIRST_BINARY if binary else _FIRST_PRECISION)
+        for part, keys in enumerate(portions(warm_key, sweeps_each)):
+            hold = jnp.full(PORTION, binary) | (jnp.arange(PORTION) < _HELD - part * PORTION)
+            state, _ = sweeps(model, keys, state, data, how, hold)
+        score = _score(model, state, count)
+        if best is None or score < best[0]:
+            best = score, state
+    assert best is not None
+    return model, best[1]
+
+
+def warm_up(
+    model: Conjugate, state: State, data: Observations, given: Observed, sweeps_each: int, how: How, key
+) -> tuple[Conjugate, State, list[dict[str, int]]]:
+    """Cut, and sweep on while the noise still falls, at most as long again as the warm-up was."""
+    ranks = [dict(model.network.ranks)]
+    smaller, cut = model.keep(state, _alive(model, state))
+    if _SWEEPS_LEFT * (work(model.network, given) - work(smaller.network, given)) > _WORTH_A_CUT:
+        model, state = smaller, cut
+        ranks.append(dict(model.network.ranks))
+    if model.likelihood == "bernoulli":
+        state = state._replace(precision=jnp.ones_like(state.precision))
+    key, settle_key = jax.random.split(key)
+    state = _settle(model, state, data, sweeps_each, how, settle_key)
+    count = len(given.values)
+    while float(state.precision) > _NEARLY_EXACT:
+        key, trial_key = jax.random.split(key)
+        trial = _settle(model, _without_weakest(model, state), data, sweeps_each, how, trial_key)
+        if _score(model, trial, count) >= _score(model, state, count):
+            break
+        state = trial
+    return model, state, ranks
+
+
+def _settle(model: Conjugate, state: State, data: Observations, sweeps_each: int, how: How, key) -> State:
+    """Sweeps until the noise no longer falls."""
+    still = jnp.full(PORTION, model.likelihood == "bernoulli")
+    for keys in portions(key, 2 * sweeps_each):
+        before = float(state.precision)
+        state, _ = sweeps(model, keys, state, data, how, still)
+        if before <= float(state.precision) < _SETTLED * before:
+            break
+    return state
+
+
+def _score(model: Conjugate, state: State, count: int) -> float:
+    """Akaike's `n log(noise variance) + 2 parameters`, of the slices that stand out: the lower the better."""
+    norms = standing_out(model.network, state.cores, float(seen_noise(model.network, state.precision, count)))
+    size = model.network.resized({bond: max(1, int(np.sum(norm > 0))) for bond, norm in norms.items()}).num_parameters
+    return 2 * size - count * math.log(float(state.precision))
+
+
+def _without_weakest(model: Conjugate, state: State) -> State:
+    """The state with its weakest living slice zero, and the noise taken as large as at the start.
+
+    Without noise to weigh against, a component split over two is as good as one to the sweeps, and never merges.
+    """
+    norms, total = host_slice_norms(model.network, {k: np.asarray(v) for k, v in state.cores.items()})
+    living = {b: np.where(norm > RANK_THRESHOLD * total, norm, np.inf) for b, norm in norms.items()}
+    bond = min(living, key=lambda b: float(living[b].min()))
+    index = int(np.argmin(living[bond]))
+    cores = {}
+    for core in model.network.cores:
+        array = np.array(state.cores[core.name])
+        if bond in core.legs:
+            np.moveaxis(array, core.legs.index(bond), 0)[index] = 0
+        cores[core.name] = jnp.asarray(array)
+    return state._replace(cores=cores, precision=jnp.asarray(_FIRST_PRECISION, state.precision.dtype))
+
+
+def standing_out(network: Network, cores: dict[str, Any], noise: float = 0.0) -> dict[str, np.ndarray]:
+    """Bond -> `||X restricted to r||` where it exceeds 1e-3 ||X|| and what noise alone would give, else 0.
+
+    The best slice for pure noise has a norm near `noise * sum over its cores of sqrt(entries tied to r)`, noise =
+    `seen_noise` (the spectral norm of a noise tensor: Tomioka and Suzuki, arXiv 1407.1870).
+    """
+    norms, total = host_slice_norms(network, {k: np.asarray(v) for k, v in cores.items()})
+    out = {}
+    for bond, norm in norms.items():
+        tied = [math.prod(network.size[x] for x in c.legs if x != bond) for c in network.cores if bond in c.legs]
+        out[bond] = np.where(norm > max(RANK_THRESHOLD * total, noise * sum(map(math.sqrt, tied))), norm, 0)
+    return out
+
+
+def seen_noise(network: Network, precision: Any, count: int) -> Any:
+    """`sqrt(N / n / precision)`: noise of an entry, larger by what n of N entries leave unseen."""
+    return np.sqrt(math.prod(network.shape) / count / np.asarray(precision))
+
+
+def _alive(model: Conjugate, state: State) -> dict[str, np.ndarray]:
+    norms, total = host_slice_norms(model.network, {k: np.asarray(v) for k, v in state.cores.items()})
+    kept = {}
+    for bond, norm in norms.items():
+        alive = np.flatnonzero(norm > RANK_THRESHOLD * total)
+        kept[bond] = alive if len(alive) else np.array([int(np.argmax(norm))])
+    return kept
+
+
+def portions(key: Key[Array, ""], sweeps: int) -> list[Array]:
+    """Keys of at least as many sweeps, in portions of one length: one compiled program runs them all."""
+    return list(jax.random.split(key, (-(-sweeps // PORTION), PORTION)))
+
+
+def work(network: Network, given: Observed) -> float:
+    """Multiplications of one sweep, near enough: a gram for every observation (or entry), a root for every row."""
+    entries = math.prod(given.shape) if given.dense else len(given.values)
+    shapes = [row_shape(network, core.name) for core in network.cores]
+    return sum(entries * p**2 / 2 + 4 * q * p**3 for q, p in shapes)

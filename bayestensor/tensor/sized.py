@@ -1,0 +1,94 @@
+"""Networks for a layer of given widths: modes, order and ranks chosen, for any format."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from bayestensor.tensor.decompose import is_tree
+from bayestensor.tensor.formats import FORMATS, Rank, Shape, factorize, matrix_shapes
+from bayestensor.tensor.network import Network
+
+UNSPLIT = 64  # channels up to so many stay one mode of a convolution: the chain of Tucker-2 is short and fast
+PADDING = 0.02  # share by which a table may grow to a number of rows that factorises better
+
+
+def linear_network(
+    out_features: int, in_features: int, format: str = "tt_matrix", rank: Rank = 8, order: int | None = None
+) -> Network:
+    """A (out_features, in_features) matrix in `order` modes a side, as equal as the widths' divisors allow.
+
+    A prime width stays one mode, which no format splits. Modes of 1 are kept only where rows and columns are paired
+    (TT-matrix). In a tree an int rank is cut, bond by bond, to what any tensor of the shape can use.
+
+    Raises:
+        ValueError: an unknown format, widths below 1, a rank that the format does not take.
+    """
+    rows, cols = matrix_shapes(out_features, in_features, order)
+    return _network(format, rows, cols, rank)
+
+
+def conv_network(
+    out_features: int,
+    in_features: int,
+    kernel_size: int | Sequence[int],
+    format: str = "tensor_train",
+    rank: Rank = 8,
+    order: int | None = None,
+) -> Network:
+    """A kernel (out_features, window * in_features) as `Conv` takes it.
+
+    Channels are one mode up to 64 of them, so that 'tensor_train' over (out, window, in) is the Tucker-2 chain of Kim
+    et al. 2016; CP and Tucker have the window's two axes apart (Lebedev et al. 2015), other formats have them together.
+
+    Args:
+        out_features, in_features: channels.
+        kernel_size: of the window; an int is one axis.
+        format: name in `FORMATS`.
+        rank: as formats take it.
+        order: modes of each side's channels, instead of the choice above.
+    """
+    size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+    if order is None:
+        widest = max(out_features, in_features)
+        order = 1 if widest <= UNSPLIT else 2 if widest <= UNSPLIT**2 else 3
+    rows, cols = factorize(out_features, order), factorize(in_features, order)
+    if format == "tt_matrix":
+        return _network(format, (1, *rows), (math.prod(size), *cols), rank)
+    space = size if format in ("cp", "tucker") else (math.prod(size),)
+    return _network(format, rows, cols, rank, before=space)
+
+
+def embed_network(
+    num_embeddings: int, features: int, format: str = "tt_matrix", rank: Rank = 8, order: int | None = None
+) -> Network:
+    """A table (rows, features) with at least num_embeddings rows: up to 2 % more where those factorise better.
+
+    A vocabulary is often prime or nearly so; rows that nobody looks up cost next to nothing here.
+    """
+    if order is None:
+        order = len(matrix_shapes(num_embeddings, features)[0])
+    most = max(num_embeddings, math.floor(num_embeddings * (1 + PADDING)))
+    rows = min((factorize(n, order) for n in range(num_embeddings, most + 1)), key=sum)
+    return _network(format, rows, factorize(features, order), rank)
+
+
+def _bare(modes: Shape) -> tuple[int, ...]:
+    """Modes without those of size 1, but never none."""
+    return tuple(mode for mode in modes if mode > 1) or (1,)
+
+
+def _network(format: str, rows: Shape, cols: Shape, rank: Rank, before: Shape = ()) -> Network:
+    if format not in FORMATS:
+        raise ValueError(f"no format {format!r}; there are {', '.join(FORMATS)}")
+    build: Callable[..., Network] = FORMATS[format]
+    if format == "tt_matrix":
+        pairs = [pair for pair in zip(rows, cols, strict=True) if pair != (1, 1)] or [(1, 1)]
+        rows, cols = zip(*pairs, strict=True)
+    else:
+        rows, cols = _bare(rows), (*before, *(mode for mode in cols if mode > 1)) or (1,)
+    network = build(rows, cols, rank)
+    if isinstance(rank, int) and is_tree(network):
+        full = build(rows, cols, "full").ranks
+        network = network.resized({bond: min(size, full[bond]) for bond, size in network.ranks.items()})
+    return network

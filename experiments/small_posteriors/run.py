@@ -1,0 +1,108 @@
+"""Samplers against NUTS on small tensor posteriors: see README.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from bayestensor.inference.diagnostics import diagnose
+from bayestensor.inference.draws import Draws
+from bayestensor.inference.nuts import nuts
+from bayestensor.inference.sample import sample
+from bayestensor.inference.sghmc import sghmc
+from bayestensor.inference.svgd import svgd
+from bayestensor.ranks.explore import unstack
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+import small
+
+FORMATS = {"cp": "cp", "tt": "tensor_train"}
+CHAINS, PARTICLES, GROUPS = 8, 50, 4
+
+
+def run_nuts(problem, key):
+    engine = nuts(problem.moved.posterior, burn_in=1000, max_doublings=8, target_acceptance=0.9)
+    keep = {"draws": 1500, "burn_in": 1000, "chunk": 500}
+    return sample(engine, key, problem.starts(jax.random.key(1), CHAINS), problem.data, **keep)[0]
+
+
+def run_sghmc(problem, key, moves="data"):
+    """In non-centred coordinates, with the scales drawn given the data ("data"), the cores ("cores") or not at all."""
+    posterior = (problem.moved if moves == "data" else problem.sparing).posterior
+    every = None if moves == "gradient" else 20
+    engine = sghmc(posterior, step_size=0.08, friction=0.1, burn_in=5000, precondition="leaf", conditional_every=every)
+    keep = {"draws": 800, "thin": 40, "burn_in": 5000, "chunk": 500, "parallel": "vmap"}
+    return sample(engine, key, problem.starts(jax.random.key(2), CHAINS), problem.data, **keep)[0]
+
+
+def run_svgd(problem, key, noisy=True):
+    """Four groups of 50 particles; the published variant (no noise) keeps its last particles only."""
+    engine = svgd(problem.sparing.posterior, noisy=noisy, burn_in=4000)
+    starts = problem.starts(jax.random.key(3), GROUPS * PARTICLES)
+    starts = jax.tree.map(lambda x: x.reshape(GROUPS, PARTICLES, *x.shape[1:]), starts)
+    keep = {"draws": 40, "thin": 100} if noisy else {"draws": 1, "thin": 4000}
+    draws, _ = sample(engine, key, starts, problem.data, burn_in=4000, chunk=1, parallel="vmap", **keep)
+    return unstack(Draws(draws.positions, draws.stats))
+
+
+ENGINES = {
+    "nuts": run_nuts,
+    "sghmc": run_sghmc,
+    "sghmc, v given cores only": lambda *a: run_sghmc(*a, moves="cores"),
+    "sghmc, v by gradient only": lambda *a: run_sghmc(*a, moves="gradient"),
+    "svgd": run_svgd,
+    "svgd without noise": lambda *a: run_svgd(*a, noisy=False),
+}
+
+
+def measure(name, format, seed):
+    """Functionals of every draw, and the figures of the run."""
+    problem = small.problem(FORMATS[format], seed, known=False)
+    begun = time.process_time()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        draws = ENGINES[name](problem, jax.random.key(seed))
+    seconds = time.process_time() - begun
+    values = problem.functionals(draws)
+    figures = {"seconds": seconds, "warnings": sorted({str(w.message) for w in said if w.category is UserWarning})}
+    if draws.shape[1] > 3:
+        verdict = diagnose(values)
+        figures |= {"rhat": max(verdict.rhat.values())}
+        figures |= {"ess rank": min(x for k, x in verdict.ess_bulk.items() if k.startswith("rank"))}
+        figures |= {"ess entries": verdict.ess_bulk["entries"]}
+    return values, figures
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    table = args.out / "result.json"
+    rows = json.loads(table.read_text()) if table.exists() else {}
+    for format in args.formats:
+        for seed in args.seeds:
+            kept = args.out / f"nuts_{format}_{seed}.npz"
+            for name in args.engines:
+                values, figures = measure(name, format, seed)
+                if name == "nuts":
+                    np.savez(kept, **values)
+                else:
+                    figures |= small.compared(values, np.load(kept))
+                rows[f"{format} | {seed} | {name}"] = figures
+                table.write_text(json.dumps(rows, indent=1) + "\n")
+                print(format, seed, name, json.dumps(figures), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""`bayestensor complete`: every kind of file in, the same completion out, and one line where it cannot be."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from bayestensor import cli
+from bayestensor.data.tensors import TENSORS, load_tensor
+from bayestensor.errors import DataError
+from bayestensor.estimators.factors import align
+from bayestensor.experiment import complete as command
+from bayestensor.tensor.formats import FORMATS
+
+OPTIONS = {"num_draws": 10, "burn_in": 5, "warm_up": 20, "max_rank": 3, "smooth": (), "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def tensor():
+    rng = np.random.default_rng(0)
+    truth = np.einsum("ir,jr,kr->ijk", *(rng.normal(size=(n, 2)) for n in (6, 5, 4)))
+    return np.where(rng.random(truth.shape) < 0.7, truth + 0.1 * rng.normal(size=truth.shape), np.nan)
+
+
+def _save(tensor, path):
+    coords, values = np.argwhere(~np.isnan(tensor)), tensor[~np.isnan(tensor)]
+    if path.suffix == ".npy":
+        np.save(path, tensor)
+    elif path.suffix == ".npz":
+        np.savez(path, coords=coords, values=values, shape=np.array(tensor.shape))
+    elif path.suffix == ".nc":
+        xarray = pytest.importorskip("xarray")
+        pytest.importorskip("h5netcdf")
+        named = xarray.DataArray(tensor, dims=("a", "b", "c"), coords={"a": list("uvwxyz")}, name="y")
+        named.to_netcdf(path, engine="h5netcdf")
+    else:
+        table = pd.DataFrame(coords, columns=["a", "b", "c"]).assign(y=values)
+        table.to_csv(path, index=False)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "nc", "csv"])
+def test_every_kind_of_file_gives_the_same_completion(tensor, tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("bayestensor.experiment.complete_figures.write_figures", lambda *_: None)
+    path, out = tmp_path / f"x.{kind}", tmp_path / "out"
+    _save(tensor, path)
+    model, summary = command.complete(path, out, OPTIONS, 0.0, lambda _: None)
+    mean, sd = model.predict(return_std=True)
+    low, high = model.predict_interval(command.LEVEL)
+    if kind == "csv":
+        table = pd.read_csv(out / "completed.csv")
+        found = {name: table[name].to_numpy().reshape(tensor.shape) for name in ("mean", "sd", "lower", "upper")}
+        assert list(table.columns[:3]) == ["a", "b", "c"]
+    elif kind == "nc":
+        data = pytest.importorskip("xarray").load_dataset(out / "completed.nc", engine="h5netcdf")
+        assert data["mean"].dims == ("a", "b", "c") and list(data.coords["a"].to_numpy()) == list("uvwxyz")
+        found = {name: data[name].to_numpy() for name in data.data_vars}
+    else:
+        found = np.load(out / "completed.npz", allow_pickle=False)
+    for name, array in (("mean", mean), ("sd", sd), ("lower", low), ("upper", high)):
+        np.testing.assert_allclose(found[name], array, rtol=1e-12)
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert summary["observed"] == np.isfinite(tensor).sum() and summary["rank"] == 2
+
+
+def test_held_out_entries_are_not_seen_and_figures_are_drawn(tensor, tmp_path):
+    _save(tensor, tmp_path / "x.npy")
+    _, summary = command.complete(tmp_path / "x.npy", tmp_path / "out", OPTIONS, 0.2, lambda _: None)
+    held = summary["held_out"]
+    assert held["entries"] == np.ceil(0.2 * summary["observed"])
+    assert 0.05 < held["rrse"] < 0.5 and held["width_90"] > 0.2  # noise of 0.1 in entries of sd 1.4, never below it
+    for name in ("rank", "held_out", "weights", "factors"):
+        assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fragment"),
+    [
+        ("x.txt", b"1 2", "files end in"),
+        ("gone.npy", None, "no such file"),
+        ("x.npy", b"not numpy", "cannot be read as .npy"),
+        ("x.csv", b"a,y\n1,hello\n", "real numbers"),
+        ("x.csv", b"a,b,y\n1,1,1\n1,1,2\n", "occurs with values"),
+    ],
+)
+def test_bad_files_end_with_one_line(tmp_path, name, content, fragment):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    result = CliRunner().invoke(cli.main, ["complete", str(tmp_path / name), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 2 and fragment in result.output and len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_components_are_aligned_whatever_order_and_sign_they_were_drawn_in():
+    rng, network = np.random.default_rng(0), FORMATS["cp"]((6, 5, 4), (), rank=4)
+    base = [rng.normal(size=(n, 4)) * np.array([1.0, 3.0, 1e-6, 2.0]) for n in (6, 5, 4)]
+    draws = [[] for _ in base]
+    for _ in range(5):
+        order, signs = rng.permutation(4), rng.choice([-1.0, 1.0], size=(2, 4))
+        for k, sign in enumerate((*signs, signs.prod(0))):
+            draws[k].append(base[k][:, order] * sign[order])
+    found = align(network, {core.name: np.stack(d) for core, d in zip(network.cores, draws, strict=True)})
+    norms = np.prod([np.linalg.norm(b, axis=0) for b in base], axis=0)
+    np.testing.assert_allclose(found.weights, np.broadcast_to(np.sort(norms)[:0:-1], (5, 3)))
+    order = np.argsort(-norms)[:3]
+    for column, b in zip(found.columns, base, strict=True):
+        unit = b[:, order] / np.linalg.norm(b[:, order], axis=0)
+        unit *= np.sign(unit[np.abs(unit).argmax(0), range(3)])
+        np.testing.assert_allclose(column, np.broadcast_to(unit, column.shape), atol=1e-12)
+
+
+def test_an_unknown_tensor_is_named():
+    with pytest.raises(DataError, match="amino"):
+        load_tensor("claus")
+    with pytest.raises(DataError, match="BAYESTENSOR_DATA"):
+        load_tensor(next(iter(TENSORS)), "nowhere")
