@@ -12,8 +12,7 @@ import pytest
 import scipy.stats
 from sklearn.base import clone
 
-from bayestensor.estimators import covariates
-from bayestensor.estimators.regression import TensorRegressor
+from bayestensor.estimators import TensorRegressor, covariates
 from bayestensor.estimators.remainder import build_remainder, log_evidence
 from bayestensor.models.coefficient import (
     Coefficient,
@@ -38,7 +37,10 @@ def _weighted_data(seed, n, cols):
     return rng.normal(size=(n, *ROWS)), rng.uniform(0.5, 2, (n, *cols)), rng.normal(size=(n, *cols))
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS))
+SLOW = ("block_term", "hierarchical_tucker", "tensor_ring")  # three seconds of compilation each
+
+
+@pytest.mark.parametrize("format", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in sorted(FORMATS)])
 def test_the_equations_of_a_core_are_those_of_its_gradient(format):
     cols = COLS if format in ("cp", "tt_matrix") else COLS[:1]
     network = FORMATS[format](ROWS, cols, rank=2)
@@ -301,13 +303,17 @@ def test_it_finds_coefficient_rank_noise_and_interval(problem):
     assert fit.draws_.shape == (2, 100)
 
 
-@pytest.mark.parametrize("kind", ["flat with shape", "same again", "units"])
+@pytest.mark.parametrize("kind", ["flat with shape", "a column", "units"])
 def test_the_form_of_the_data_does_not_matter(problem, kind):
     _, x, y, fit = problem
     model, factor = clone(fit), 1e25 if kind == "units" else 1.0
     if kind == "flat with shape":
         model.set_params(shape=(6, 5)).fit(x[:80].reshape(80, -1), y[:80])
         np.testing.assert_array_equal(model.predict(x[80:].reshape(80, -1)), fit.predict(x[80:]))
+    elif kind == "a column":
+        column, vector = (clone(fit).fit(x[:80], part).predict(x[80:]) for part in (y[:80, :1], y[:80, 0]))
+        assert column.shape == (80, 1)
+        np.testing.assert_array_equal(column[:, 0], vector)
     else:
         model.fit(x[:80] / factor, y[:80] * factor)
         np.testing.assert_allclose(model.predict(x[80:] / factor) / factor, fit.predict(x[80:]), rtol=1e-6, atol=1e-6)

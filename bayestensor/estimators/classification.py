@@ -136,12 +136,12 @@ class TensorClassifier(ClassifierMixin, BaseEstimator):
     def _read_labels(self, x: np.ndarray, y: Any) -> np.ndarray:
         """The place of each label among the sticks."""
         from sklearn.utils.multiclass import check_classification_targets
-        from sklearn.utils.validation import column_or_1d
+        from sklearn.utils.validation import _check_y
 
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None")
         check_consistent_length(x, y)
-        y = column_or_1d(y, warn=True)
+        y = _check_y(y)
         check_classification_targets(y)
         self.classes_, index, counts = np.unique(y, return_inverse=True, return_counts=True)
         if len(self.classes_) < 2:

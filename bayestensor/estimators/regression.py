@@ -123,7 +123,8 @@ class TensorRegressor(RegressorMixin, BaseEstimator):
         self._remainder = build_remainder(self.remainder, x, flat_y)
         with jax.enable_x64(True):
             self._bases = mode_bases(x, self.covariate_shape_)
-            model, families = coefficient_model(self, self._bases, self.response_shape_, len(x))
+            cols = tuple(n for n in self.response_shape_ if n > 1)  # a column is the same fit as a vector
+            model, families = coefficient_model(self, self._bases, cols, len(x))
             self._data = self._centred(x, flat_y, model.network, families)
             trace = self._run(model)
         self.network_ = model.network
