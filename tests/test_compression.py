@@ -85,6 +85,7 @@ def everything():
     return model, tensorize(model, min_parameters=500, smaller=1.5, tolerance=1e-3)
 
 
+@pytest.mark.slow
 def test_weights_of_low_rank_are_taken_over_exactly(everything):
     model, found = everything
     np.testing.assert_allclose(call(found.model, IDS), call(model, IDS), rtol=1e-3, atol=1e-3)
@@ -99,6 +100,7 @@ def test_weights_of_low_rank_are_taken_over_exactly(everything):
     assert found.after == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(found.model, nnx.Param)))
 
 
+@pytest.mark.slow
 def test_what_is_left_dense_says_why(everything):
     _, found = everything
     left = {layer.path: layer.note for layer in found.layers if layer.format == "dense"}
@@ -109,10 +111,9 @@ def test_what_is_left_dense_says_why(everything):
     full = nnx.Linear(40, 40, rngs=nnx.Rngs(0))
     strict = tensorize(full, tolerance=0.01, smaller=2)
     assert strict.layers[0].note.startswith("relative error 0.") and isinstance(strict.model, nnx.Linear)
-    prime = tensorize(nnx.Linear(3, 503, rngs=nnx.Rngs(0)), smaller=8)
-    assert prime.layers[0].note == "503 x 3 in rank 1 is not 8 times smaller"
 
 
+@pytest.mark.slow
 def test_the_model_that_came_in_stays_and_sharing_too(everything):
     model, found = everything
     assert type(model.shared) is nnx.Linear and model.blocks[0] is model.shared
@@ -120,18 +121,26 @@ def test_the_model_that_came_in_stays_and_sharing_too(everything):
 
 
 def test_patterns_select():
-    chosen = tensorize(
-        Everything(), include=["attention.*", "blocks.*"], exclude="*.out", min_parameters=1, smaller=1.5
-    )
-    taken = {layer.path for layer in chosen.layers if layer.format != "dense"}
-    assert taken == {"attention.query", "attention.key", "attention.value", "blocks.0", "blocks.1"}
-    assert {layer.note for layer in chosen.layers if layer.path in ("embed", "attention.out")} == {"not selected"}
+    model = MLP([(40, 40), (40, 40), (40, 40), (40, 3)], rngs=nnx.Rngs(0))
+    chosen = tensorize(model, include=["layers.[012]"], exclude="*.1", from_weights=False)
+    assert [layer.format == "dense" for layer in chosen.layers] == [False, True, False, True]
+    assert [layer.note for layer in chosen.layers] == ["", "not selected", "", "not selected"]
+    assert [type(layer) for layer in chosen.model.layers] == [Linear, nnx.Linear, Linear, nnx.Linear]
 
 
-SLOWER = [pytest.param(name, marks=pytest.mark.slow) for name in ("tucker", "tensor_ring", "tt_matrix", "block_term")]
+def test_a_layer_that_would_not_pay_says_why():
+    prime = tensorize(nnx.Linear(3, 503, rngs=nnx.Rngs(0)), smaller=8)
+    assert prime.layers[0].note == "503 x 3 in rank 1 is not 8 times smaller"
+    assert isinstance(prime.model, nnx.Linear) and prime.before == prime.after == 4 * 503
 
 
-@pytest.mark.parametrize("format", ["cp", "hierarchical_tucker", *SLOWER])
+SLOWER = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("hierarchical_tucker", "tensor_ring", "tt_matrix", "block_term")
+]
+
+
+@pytest.mark.parametrize("format", ["cp", *SLOWER])
 def test_any_format_is_the_one_asked_for(format):
     """A tree meets a weight of its own kind exactly; least squares comes at least below the weight's norm."""
     layer = nnx.Linear(16, 12, rngs=nnx.Rngs(0))

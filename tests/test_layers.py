@@ -138,8 +138,10 @@ def effective(layer) -> dict[str, Any]:
     return found
 
 
-EVERY = [  # one format of each subject and each format of one in the fast run, the rest in the slow one
-    pytest.param(name, format, marks=[] if format == "tensor_train" or name == "conv 2d" else [pytest.mark.slow])
+FAST = {(name, "tensor_train") for name in ("conv 2d", "conv 1d, strides, padding", "embedding", "LSTM cell")}
+FAST |= {("conv 2d", "cp"), ("conv 2d, one channel", "tt_matrix"), ("attention, masked, keys apart", "tt_matrix")}
+EVERY = [
+    pytest.param(name, format, marks=[] if (name, format) in FAST else [pytest.mark.slow])
     for name in SUBJECTS
     for format in FORMATS
 ]
@@ -260,7 +262,14 @@ def test_leading_axes_are_a_batch():
 # --- pruning, priors ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["conv 2d", "embedding", "LSTM cell", "GRU cell", "attention"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conv 2d",
+        "embedding",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("LSTM cell", "GRU cell", "attention")),
+    ],
+)
 def test_every_network_of_a_layer_has_a_prior_and_can_be_cut(name):
     layer = SUBJECTS[name].ours("tensor_train")
     model = NeuralModel(layer, LogUniform(), Categorical())
@@ -281,6 +290,7 @@ def test_every_network_of_a_layer_has_a_prior_and_can_be_cut(name):
 # --- sequences ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.promoting
 @pytest.mark.parametrize(("kind", "gates"), [(LSTMCell, 4), (GRUCell, 3)])
 @pytest.mark.parametrize("reverse", [False, True])
@@ -297,6 +307,7 @@ def test_recur_is_flax_rnn(kind, gates, reverse):
     np.testing.assert_allclose(ours, flax, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.promoting
 def test_a_causal_block_does_not_look_ahead():
     feed = MLP([linear_network(16, 8, rank=3), linear_network(8, 16, rank=3)], activation="gelu", rngs=nnx.Rngs(0))

@@ -36,7 +36,7 @@ RAW = {
 }
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("padding", ["SAME", pytest.param("VALID", marks=pytest.mark.slow)])
 def test_a_convnet_is_flax_layers_in_turn(padding):
     """Odd sizes, so that pooling leaves a row and a column out; convolution and pooling by Flax and XLA themselves."""
     first = Stage((9, 7, 1), 3, 2, padding, 2)
@@ -135,6 +135,7 @@ class Stopping:
         return heard
 
 
+@pytest.mark.slow
 def test_a_stop_changes_nothing(finished, tmp_path):
     out = tmp_path / "run"
     config = configs.build(RAW | {"dense_twin": False})
