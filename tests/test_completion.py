@@ -10,7 +10,9 @@ import pytest
 from sklearn.base import clone
 
 from bayestensor.estimators import TensorCompletion
-from bayestensor.models.conjugate import chain_posterior, row_posterior
+from bayestensor.estimators.starting import seen_noise, standing_out
+from bayestensor.models.augment import draw_polya_gamma, polya_gamma_mean
+from bayestensor.models.conjugate import CORRELATIONS, chain_posterior, pick_correlations, row_posterior
 from bayestensor.priors.log_gamma import draw_log_gamma
 from bayestensor.tensor.formats import FORMATS
 from bayestensor.tensor.initialise import initialise
@@ -96,6 +98,33 @@ def test_chain_posterior_is_the_joint_gaussian():
         np.testing.assert_allclose(alone[1][k], np.linalg.inv(gram[k] + np.diag(d)), atol=1e-10)
     for k in range(q - 1):
         np.testing.assert_allclose(lag[k], np.diag(blocks[k, :, k + 1]), atol=1e-10)
+
+
+def test_the_correlation_picked_is_the_most_likely_one():
+    from scipy.stats import multivariate_normal
+
+    rng, q, d = np.random.default_rng(0), 30, np.array([0.5, 2.0, 1.0])
+    rows = np.stack([np.cumsum(rng.normal(size=q)), rng.normal(size=q), np.full(q, 0.3)], axis=1) / np.sqrt(d)
+    lags = np.abs(np.arange(q)[:, None] - np.arange(q))
+    brute = [
+        [multivariate_normal.logpdf(x, cov=r**lags / (1 - r**2) / di) for r in CORRELATIONS]
+        for x, di in zip(rows.T, d, strict=True)
+    ]
+    with jax.enable_x64(True):
+        own, pairs, precisions = ({"core": jnp.asarray(a)} for a in (rows**2, rows[1:] * rows[:-1], d))
+        best = pick_correlations(jax.random.key(0), own, pairs, precisions, 0.0)["core"]
+    np.testing.assert_allclose(best, CORRELATIONS[np.argmax(brute, axis=1)])
+
+
+def test_what_noise_alone_would_give_is_no_rank():
+    rng, shape, noise = np.random.default_rng(0), (40, 60), 0.5
+    u, s, vt = np.linalg.svd(noise * rng.normal(size=shape))
+    network = FORMATS["cp"](shape, (), rank=3)
+    weights = np.array([s[0], 1.3 * s[0], 30 * s[0]])  # the best that fits noise; beyond noise; plain
+    cores = dict(zip((c.name for c in network.cores), (u[:, :3] * weights, vt[:3].T), strict=True))
+    assert (standing_out(network, cores, float(seen_noise(network, noise**-2, 2400)))["rank"] > 0).tolist() == [0, 1, 1]
+    # a quarter of the entries seen: the same noise hides twice as large a slice
+    assert (standing_out(network, cores, float(seen_noise(network, noise**-2, 600)))["rank"] > 0).tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("shape", [0.05, 0.5, 3.0, 400.0])
@@ -187,6 +216,41 @@ def test_the_unit_of_the_data_does_not_matter(problem, factor):
     np.testing.assert_allclose(clone(fit).fit(holed * factor).predict() / factor, fit.predict(), rtol=1e-4, atol=1e-4)
 
 
+def test_polya_gamma_draws_turn_the_logistic_function_into_a_gaussian():
+    # E exp(-omega x^2 / 2) = cosh(c / 2) / cosh(sqrt(c^2 + x^2) / 2); 40 000 draws, five standard errors: false alarm
+    # 6e-6 in all; terms too large by 5 % move the means by seven or more
+    c, x = np.array([0.0, 1.0, 4.0, 12.0]), np.array([4.0, 4.0, 8.0, 14.0])
+    with jax.enable_x64(True):
+        omega = np.asarray(jax.jit(draw_polya_gamma)(jax.random.key(0), jnp.broadcast_to(jnp.asarray(c), (40_000, 4))))
+    assert (omega > 0).all()
+    for draws, wanted in (
+        (omega, np.asarray(polya_gamma_mean(jnp.asarray(c)))),
+        (np.exp(-0.5 * omega * x**2), np.cosh(c / 2) / np.cosh(np.sqrt(c**2 + x**2) / 2)),
+    ):
+        assert (np.abs(draws.mean(0) - wanted) < 5 * draws.std(0) / 200).all()
+
+
+def test_yes_and_no_are_predicted_by_probabilities():
+    from scipy.special import expit, logit
+    from sklearn.metrics import log_loss
+
+    rng = np.random.default_rng(0)
+    log_odds = np.einsum("ir,jr,kr->ijk", *(1.6 * rng.normal(size=(n, 2)) for n in (12, 10, 8)))
+    values = (rng.random(log_odds.shape) < expit(log_odds)).astype(float)
+    observed = rng.random(log_odds.shape) < 0.7
+    fit = TensorCompletion(**FAST, likelihood="bernoulli").fit(np.where(observed, values, np.nan))
+    probability = fit.predict()
+    held = values[~observed]
+    losses = [log_loss(held, p[~observed]) for p in (expit(log_odds), probability, np.full(values.shape, held.mean()))]
+    # 288 hidden entries, standard error of a loss 0.03: what is known of the truth is most of what can be known
+    assert losses[1] < losses[0] + 0.4 * (losses[2] - losses[0])
+    np.testing.assert_allclose(fit.score(np.where(observed, np.nan, values)), -losses[1], rtol=1e-6)
+    lower, upper = fit.predict_interval(0.9)
+    assert ((lower >= 0) & (lower <= upper) & (upper <= 1)).all() and np.isfinite(logit(probability)).all()
+    with pytest.raises(ValueError, match="must be 0 or 1"):
+        clone(fit).fit(log_odds)
+
+
 BAD = {
     "all hidden": (np.full((3, 3), np.nan), None, None, "no observed entry"),
     "infinite": (np.array([[1.0, np.inf]]), None, None, "infinity"),
@@ -206,7 +270,8 @@ def test_bad_inputs_are_named(case):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("inference", "mcmc"), ("format", "cpd"), ("num_draws", 0), ("smooth", "yes")]
+    ("name", "value"),
+    [("inference", "mcmc"), ("likelihood", "normal"), ("format", "cpd"), ("num_draws", 0), ("smooth", "yes")],
 )
 def test_bad_parameters_are_named(name, value):
     with pytest.raises(ValueError, match=name if name != "smooth" else "smooth is"):

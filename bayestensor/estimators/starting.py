@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -38,8 +39,7 @@ def best_start(
     best: tuple[float, State] | None = None
     for start_key in jax.random.split(key, max(1, min(_MOST_STARTS, int(share)))):
         first_key, warm_key = jax.random.split(start_key)
-        cores = initialise(first_key, model.network, dtype=jnp.float64).cores
-        state = model.start(cores, _FIRST_BINARY if binary else _FIRST_PRECISION)
+        state = _random_state(model, first_key, _FIRST_BINARY if binary else _FIRST_PRECISION)
         for part, keys in enumerate(portions(warm_key, sweeps_each)):
             hold = jnp.full(PORTION, binary) | (jnp.arange(PORTION) < _HELD - part * PORTION)
             state, _ = sweeps(model, keys, state, data, how, hold)
@@ -48,6 +48,11 @@ def best_start(
             best = score, state
     assert best is not None
     return model, best[1]
+
+
+@partial(jax.jit, static_argnames="model")
+def _random_state(model: Conjugate, key: Key[Array, ""], precision: float) -> State:
+    return model.start(initialise(key, model.network, dtype=jnp.float64).cores, precision)
 
 
 def warm_up(

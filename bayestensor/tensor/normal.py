@@ -143,7 +143,7 @@ def _from_grid(network, cores, name, data, covariances):
     q, p = row_shape(network, name)
     others = [c for c in network.cores if c.name != name]
     moment = contract([(data.target, modes), *_fill(network, cores, others, bonds)], (*open_, *bonds))
-    if is_joint(network):  # CP: every second moment is symmetric, so that half of it will do
+    if is_joint(network) and others:  # CP: every second moment is symmetric, so that half of it will do
         upper = np.triu_indices(p)
         terms = [
             (_second(network, cores, c.name, covariances)[:, *upper], (*split_legs(network, c)[0], "pair"))
