@@ -3,7 +3,8 @@ from __future__ import annotations
 import jax
 import pytest
 
-# Modules whose tests run under JAX's check that no key is used twice: all that draw by our engines.
+# Modules whose slow tests run under JAX's check that no key is used twice: all that draw by our engines. Not the fast ones:
+# under the check nothing dispatches from JAX's cache, and a test takes several times as long.
 KEYS_CHECKED = {"test_engines", "test_every_engine", "test_sampled_run"}
 
 
@@ -11,10 +12,10 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "promoting: runs third-party code that relies on dtype or rank promotion")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def no_key_twice(request):
-    """A key used twice is an error, in the fixtures of the module too."""
-    if request.module.__name__ not in KEYS_CHECKED:
+    """A key used twice is an error."""
+    if request.module.__name__ not in KEYS_CHECKED or not request.node.get_closest_marker("slow"):
         yield
         return
     with jax.debug_key_reuse(True):

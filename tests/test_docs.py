@@ -74,10 +74,10 @@ def test_notebooks_are_kept_without_outputs(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebooks_run(path, tmp_path, monkeypatch):
-    """In a fresh kernel of this interpreter, 60 s for each notebook's slowest cell."""
+    """In a fresh kernel of this interpreter; 300 s a cell is where it counts as hung, on however busy a machine."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}})
+    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     assert any(cell.outputs for cell in notebook.cells if cell.cell_type == "code")
