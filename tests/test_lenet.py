@@ -22,7 +22,7 @@ from bayestensor.models.stage import Stage
 from bayestensor.tensor.contract import matrix
 from bayestensor.tensor.sized import conv_network, linear_network
 
-pytestmark = pytest.mark.promoting  # Optax relies on promotion
+pytestmark = [pytest.mark.promoting, pytest.mark.slow]  # Optax relies on promotion; convolutions take long to compile
 
 MODEL = {"name": "lenet5", "channels": [4, 6], "kernel_size": 3, "padding": "SAME", "hidden": [12]}
 RAW = {
@@ -135,7 +135,6 @@ class Stopping:
         return heard
 
 
-@pytest.mark.slow
 def test_a_stop_changes_nothing(finished, tmp_path):
     out = tmp_path / "run"
     config = configs.build(RAW | {"dense_twin": False})
