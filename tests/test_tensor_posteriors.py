@@ -40,7 +40,7 @@ def both_starts(update):
     keys = jax.random.split(jax.random.key(1), 2)
     starts = [subject().starts(key, 8, third) for key, third in zip(keys, (DEAD, LIVE), strict=True)]
     posterior = {"data": subject().moved, "cores": subject().sparing, "none": subject().sparing}[update].posterior
-    every = None if update == "none" else 20
+    every = None if update == "none" else 5
     got = run(posterior, jax.tree.map(lambda *x: np.concatenate(x), *starts), 2, conditional_every=every)
     alive = (got["rank rank"] == 3).mean(1)
     return alive[:8], alive[8:]
@@ -79,7 +79,7 @@ def test_cp_posterior_is_that_of_nuts():
     )
     reference = subject().functionals(reference)
     assert max(diagnose(reference).rhat.values()) < 1.01
-    got = run(subject().moved.posterior, subject().starts(jax.random.key(4), 16), 3, conditional_every=20)
+    got = run(subject().moved.posterior, subject().starts(jax.random.key(4), 16), 3, conditional_every=5)
     figures = small.compared(got, reference)
     assert figures["mean"] < 0.1
     assert 0.9 < figures["least sd"] <= figures["largest sd"] < 1.1
