@@ -10,8 +10,9 @@ import scipy.stats
 from scipy.special import expit
 
 from bayestensor.estimators import TensorClassifier
+from bayestensor.models.augment import polya_gamma
 from bayestensor.models.coefficient import Coefficient, CoefficientState
-from bayestensor.models.logistic import Labelled, LogisticState, polya_gamma, stick_probabilities, sweep
+from bayestensor.models.logistic import Labelled, LogisticState, stick_probabilities, sweep
 from bayestensor.models.regression import RATIOS
 from bayestensor.priors import InverseGamma
 from bayestensor.tensor.formats import cp

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from bayestensor.estimators.coefficient import (
+    CoefficientEstimator,
     check_plan,
     coefficient_model,
     mean_coefficient,
@@ -35,14 +36,13 @@ from bayestensor.inference.draws import Draws
 from bayestensor.models.coefficient import Coefficient
 from bayestensor.models.conjugate import CORRELATIONS
 from bayestensor.models.logistic import Labelled, LogisticState, stick_probabilities, sweeps
-from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.design import responses
 from bayestensor.tensor.network import Network
 
 _BLOCK = 4_000_000  # log odds held at once
 
 
-class TensorClassifier(ClassifierMixin, BaseEstimator):
+class TensorClassifier(ClassifierMixin, CoefficientEstimator):
     """Classes by stick breaking over `<X, W> + intercept + remainder(X)`: W a low-rank tensor, its rank learnt.
 
     The most frequent class is taken with probability `sigmoid(eta_1)`, if not it the second with `sigmoid(eta_2)`, and
@@ -71,32 +71,6 @@ class TensorClassifier(ClassifierMixin, BaseEstimator):
         diagnostics_: seconds, kernel of the remainder, correlations of neighbours.
         n_features_in_: p.
     """
-
-    def __init__(
-        self,
-        format: str = "cp",
-        shape: Any = None,
-        max_rank: Any = "auto",
-        prior: ScalePrior | None = None,
-        smooth: Any = "auto",
-        remainder: str | None = "auto",
-        inference: str = "gibbs",
-        num_draws: int = 200,
-        burn_in: int = 200,
-        chains: int = 2,
-        random_state: Any = None,
-    ):
-        self.format = format
-        self.shape = shape
-        self.max_rank = max_rank
-        self.prior = prior
-        self.smooth = smooth
-        self.remainder = remainder
-        self.inference = inference
-        self.num_draws = num_draws
-        self.burn_in = burn_in
-        self.chains = chains
-        self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> TensorClassifier:
         """Learn W, intercepts and remainder.

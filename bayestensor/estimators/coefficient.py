@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from bayestensor.estimators.covariates import autoregressions
 from bayestensor.models.coefficient import PORTION, Coefficient, CoefficientState, Family
 from bayestensor.priors import InverseGamma
+from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.contract import dense
 from bayestensor.tensor.design import system_shape, unknowns
 from bayestensor.tensor.formats import FORMATS
@@ -22,6 +24,36 @@ INFERENCE = ("gibbs", "map")
 _WIDEST = {"cp": 8}  # largest default rank; of the other formats 5
 _LARGEST_BLOCK = 150  # most bond indices of a core that 'auto' asks for
 _LARGEST_SYSTEM = 1500  # most unknowns or rows, whichever are fewer, of a core's equations that 'auto' asks for
+
+
+class CoefficientEstimator(BaseEstimator):
+    """The parameters that `TensorRegressor` and `TensorClassifier` share."""
+
+    def __init__(
+        self,
+        format: str = "cp",
+        shape: Any = None,
+        max_rank: Any = "auto",
+        prior: ScalePrior | None = None,
+        smooth: Any = "auto",
+        remainder: str | None = "auto",
+        inference: str = "gibbs",
+        num_draws: int = 200,
+        burn_in: int = 200,
+        chains: int = 2,
+        random_state: Any = None,
+    ):
+        self.format = format
+        self.shape = shape
+        self.max_rank = max_rank
+        self.prior = prior
+        self.smooth = smooth
+        self.remainder = remainder
+        self.inference = inference
+        self.num_draws = num_draws
+        self.burn_in = burn_in
+        self.chains = chains
+        self.random_state = random_state
 
 
 def check_plan(estimator: Any) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from bayestensor.estimators.coefficient import (
+    CoefficientEstimator,
     check_plan,
     coefficient_model,
     mean_coefficient,
@@ -38,7 +39,6 @@ from bayestensor.metrics.regression import mixture_interval
 from bayestensor.models.coefficient import Coefficient, Family
 from bayestensor.models.conjugate import CORRELATIONS
 from bayestensor.models.regression import Centred, RegressionState, sweeps
-from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.design import responses
 from bayestensor.tensor.network import Network
 
@@ -46,7 +46,7 @@ _BLOCK = 4_000_000  # predictive means held at once
 _MEMBERS = 100  # draws whose mixture gives the intervals: each is a Gaussian that knows noise and remainder
 
 
-class TensorRegressor(RegressorMixin, BaseEstimator):
+class TensorRegressor(RegressorMixin, CoefficientEstimator):
     """`y = intercept + <X, W> + remainder(X) + noise`: W a low-rank tensor whose rank, scale and smoothness are learnt.
 
     X holds one covariate tensor a datum, as (n, *shape) or flat as (n, p) with `shape`; y is (n,), (n, k) or a tensor
@@ -77,32 +77,6 @@ class TensorRegressor(RegressorMixin, BaseEstimator):
         diagnostics_: seconds, kernel of the remainder, correlations of neighbours.
         n_features_in_: p.
     """
-
-    def __init__(
-        self,
-        format: str = "cp",
-        shape: Any = None,
-        max_rank: Any = "auto",
-        prior: ScalePrior | None = None,
-        smooth: Any = "auto",
-        remainder: str | None = "auto",
-        inference: str = "gibbs",
-        num_draws: int = 200,
-        burn_in: int = 200,
-        chains: int = 2,
-        random_state: Any = None,
-    ):
-        self.format = format
-        self.shape = shape
-        self.max_rank = max_rank
-        self.prior = prior
-        self.smooth = smooth
-        self.remainder = remainder
-        self.inference = inference
-        self.num_draws = num_draws
-        self.burn_in = burn_in
-        self.chains = chains
-        self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> TensorRegressor:
         """Learn W, remainder and noise.

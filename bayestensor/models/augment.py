@@ -42,8 +42,7 @@ def augmented(
     if likelihood == "gaussian":
         return data
     if likelihood == "bernoulli":
-        mean = polya_gamma_mean(x)
-        weight = data.weight * jnp.where(draw > 0, draw_polya_gamma(key, x), mean)
+        weight = data.weight * polya_gamma(key, x, draw)
         return dataclasses.replace(data, weight=weight, target=data.weight * (data.target - 0.5))
     shape = 0.5 * (DEGREES_OF_FREEDOM + 1)
     rate = 0.5 * (DEGREES_OF_FREEDOM + precision * (data.target - x) ** 2)
@@ -59,12 +58,13 @@ def polya_gamma_mean(c: Array) -> Array:
     return jnp.where(small, 0.25 - c**2 / 48, jnp.tanh(0.5 * safe) / (2 * safe))
 
 
-def draw_polya_gamma(key: Key[Array, ""], c: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """PG(1, c): `sum over k of g_k / (2 pi^2 ((k - 1/2)^2 + (c / 2 pi)^2))`, g_k ~ Exp(1), six terms drawn.
+def polya_gamma(key: Key[Array, ""], c: Float[Array, "*n"], draw: float | Array = 1.0) -> Float[Array, "*n"]:
+    """PG(1, c), or its mean where `draw` is 0.
 
-    The others enter by their mean, so that the mean is exact and the variance short by 1e-4 of itself.
+    `sum over k of g_k / (2 pi^2 ((k - 1/2)^2 + (c / 2 pi)^2))`, g_k ~ Exp(1): six terms are drawn, the others enter by
+    their mean, so that the mean is exact and the variance short by 1e-4 of itself.
     """
     k = jnp.arange(1, _TERMS + 1, dtype=c.dtype).reshape(-1, *[1] * c.ndim)
     share = 1 / (2 * math.pi**2 * ((k - 0.5) ** 2 + (c[None] / (2 * math.pi)) ** 2))
     terms = (jax.random.exponential(key, share.shape, c.dtype) - 1) * share
-    return polya_gamma_mean(c) + terms.sum(0)
+    return polya_gamma_mean(c) + draw * terms.sum(0)

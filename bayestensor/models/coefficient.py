@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.models.conjugate import LOWEST_SCALE
-from bayestensor.priors.base import ScalePrior, conditional
-from bayestensor.tensor.contract import bond_energy, contract
+from bayestensor.models.conjugate import pick_scales
+from bayestensor.priors.base import ScalePrior
+from bayestensor.tensor.contract import contract
 from bayestensor.tensor.design import (
     by_system,
     core_covariates,
@@ -101,7 +101,8 @@ class Coefficient:
                 name, cores, state.scales, x, weight, target, family, member.get(name), piece, draw
             )
         chosen, white = self._members(member_key, cores, state.scales, families, draw)
-        return CoefficientState(cores, self._scales(scale_key, state.scales, white, draw), chosen)
+        scales = pick_scales(scale_key, self.network, self.prior, self.variance, state.scales, white, draw)
+        return CoefficientState(cores, scales, chosen)
 
     def _systems(self, name: str, shape: tuple[int, ...]) -> tuple[int, int, int, bool]:
         """(systems, rows of the design, unknowns, whether to solve in the space of the rows)."""
@@ -168,15 +169,6 @@ class Coefficient:
             member[name] = jnp.argmax(log_p)
             white[name] = from_systems(self.network, name, every[member[name]][None])
         return member, white
-
-    def _scales(self, key, scales, roots, draw) -> dict[str, Array]:
-        scales = dict(scales)
-        for k, bond in enumerate(self.network.bonds):
-            energy = bond_energy(self.network, roots, scales, bond, self.variance)
-            count = self.network.bond_count(bond)
-            drawn = conditional(self.prior)(jax.random.fold_in(key, k), scales[bond], energy, count)
-            scales[bond] = jnp.maximum(jnp.where(draw > 0, drawn, self.prior.mode(energy, count)), LOWEST_SCALE)
-        return scales
 
 
 def run_portion(sweep: Callable[[Array, Any], Any], seed: Array, part: Array, states: Any) -> tuple[Any, Any]:

@@ -155,17 +155,36 @@ class Conjugate:
         second = rows[:, :, None] * rows[:, None, :] + spread
         residual = data.energy + (second * gram).sum() - 2 * (moment * rows).sum()
         precision = pick_precision(noise_key, data.count, jnp.maximum(residual, 0), draw)
-        scales = self._pick_scales(scale_key, state.scales, squares, draw)
+        scales = pick_scales(scale_key, self.network, self.prior, self.variance, state.scales, squares, draw)
         return State(cores, covariances, scales, correlations, jnp.where(hold, state.precision, precision))
 
-    def _pick_scales(self, key, scales, roots, draw) -> dict[str, Array]:
-        scales = dict(scales)
-        for k, bond in enumerate(self.network.bonds):
-            energy = bond_energy(self.network, roots, scales, bond, self.variance)
-            count = self.network.bond_count(bond)
-            drawn = conditional(self.prior)(jax.random.fold_in(key, k), scales[bond], energy, count)
-            scales[bond] = jnp.maximum(jnp.where(draw > 0, drawn, self.prior.mode(energy, count)), LOWEST_SCALE)
-        return scales
+
+def pick_scales(
+    key: Key[Array, ""],
+    network: Network,
+    prior: ScalePrior,
+    variance: float,
+    scales: Mapping[str, Array],
+    roots: Mapping[str, Array],
+    draw: float | Array,
+) -> dict[str, Array]:
+    """Bond -> v, one bond after another: conditional draws, or modes where `draw` is 0.
+
+    Args:
+        key: for the draws.
+        network: the tensor.
+        prior: of the scales.
+        variance: sigma_core^2.
+        scales: bond -> v so far.
+        roots: core -> root of the (expected) square of each entry.
+        draw: 1 to draw, 0 for the mode.
+    """
+    new = dict(scales)
+    for k, bond in enumerate(network.bonds):
+        energy, count = bond_energy(network, roots, new, bond, variance), network.bond_count(bond)
+        drawn = conditional(prior)(jax.random.fold_in(key, k), new[bond], energy, count)
+        new[bond] = jnp.maximum(jnp.where(draw > 0, drawn, prior.mode(energy, count)), LOWEST_SCALE)
+    return new
 
 
 def prior_precision(network: Network, name: str, scales: Mapping[str, Array], variance: float) -> Float[Array, "p"]:

@@ -8,7 +8,6 @@ Scott, Windle, JASA 108, 2013), and not at all where the class is no more in que
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -17,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayestensor.models.augment import polya_gamma
 from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, run_portion, unknown_space_draw
 from bayestensor.models.regression import RATIOS
 from bayestensor.tensor.design import responses
 from bayestensor.typing import Array, Float, Key
 
-_TERMS = 64  # of the Polya-Gamma sum; the rest has variance 3e-9 of 0.04 and is replaced by its mean
 _BIAS_SD = 10.0
 
 
@@ -51,20 +50,6 @@ class LogisticState(NamedTuple):
     bias: Float[Array, "k"]
     z: Float[Array, "m k"]
     ratio: Float[Array, "k"]
-
-
-def polya_gamma(key: Key[Array, ""], c: Array, draw: float | Array = 1.0) -> Array:
-    """`omega ~ PG(1, c)` elementwise, or its mean `tanh(c / 2) / (2 c)` where `draw` is 0.
-
-    `omega = sum_j g_j / (2 pi^2 ((j - 1/2)^2 + (c / 2 pi)^2))`, g exponential; the tail of the sum is set to its mean.
-    """
-    j = jnp.arange(1, _TERMS + 1, dtype=c.dtype).reshape(*[1] * c.ndim, -1) - 0.5
-    rates = 1 / (2 * math.pi**2 * (j**2 + (c[..., None] / (2 * math.pi)) ** 2))
-    near = jnp.abs(c) < 1e-3
-    safe = jnp.where(near, 1.0, c)
-    mean = jnp.where(near, 0.25 - c**2 / 48, jnp.tanh(safe / 2) / (2 * safe))
-    g = jax.random.exponential(key, rates.shape, rates.dtype)
-    return mean + draw * ((g - 1) * rates).sum(-1)
 
 
 def sweep(
