@@ -14,12 +14,12 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 
 from bayestensor.estimators.covariates import autoregressions
+from bayestensor.estimators.fitting import default_prior
 from bayestensor.models.coefficient import PORTION, Coefficient, CoefficientState, Family
-from bayestensor.priors import InverseGamma
 from bayestensor.priors.base import ScalePrior
 from bayestensor.ranks.select import RANK_THRESHOLD
-from bayestensor.tensor.contract import contract, dense, norm, slice_norms
-from bayestensor.tensor.design import BATCH, system_shape, unknowns
+from bayestensor.tensor.contract import dense, norm, slice_norms
+from bayestensor.tensor.design import slice_responses, system_shape, unknowns
 from bayestensor.tensor.formats import FORMATS
 from bayestensor.tensor.initialise import core_variance
 from bayestensor.tensor.network import Factored, Network
@@ -109,14 +109,6 @@ def coefficient_network(
     return best
 
 
-def default_prior() -> InverseGamma:
-    """`InverseGamma(0.5, 0.05)` on v: s has a half-Cauchy's tail, and next to no mass is below v = 0.005.
-
-    Wide enough that weak components stay: ranks err on the large side. Not chosen by measurement.
-    """
-    return InverseGamma(0.5, 0.05)
-
-
 def coefficient_model(
     estimator: Any, bases: Sequence[np.ndarray], response: tuple[int, ...], count: int
 ) -> tuple[Coefficient, dict[str, Family]]:
@@ -128,7 +120,7 @@ def coefficient_model(
     network = coefficient_network(estimator.format, covariates, response, count, estimator.max_rank)
     smooth = smooth_cores(network, estimator.smooth, [len(basis) for basis in bases])
     families = {name: Family(*map(jnp.asarray, autoregressions(bases[mode]))) for name, mode in smooth.items()}
-    prior = estimator.prior or default_prior()
+    prior = estimator.prior or default_prior(network)
     return Coefficient(network, prior, core_variance(network, 1.0), tuple(smooth)), families
 
 
@@ -203,9 +195,8 @@ def standing_out(
     """
     tensor, counted = Factored(network, dict(cores)), {}
     total = norm(tensor)
-    terms = [(x, (BATCH, *network.rows)), *((cores[core.name], core.legs) for core in network.cores)]
     for bond in network.bonds:
-        parts = contract(terms, (BATCH, *network.cols, bond))
+        parts = slice_responses(network, cores, x, bond)
         explained = (weight[..., None] * parts**2).reshape(-1, network.size[bond]).sum(0)
         entries = [math.prod(network.size[x] for x in c.legs if x != bond) for c in network.cores if bond in c.legs]
         noise = sum(map(math.sqrt, entries)) ** 2
