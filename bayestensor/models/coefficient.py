@@ -33,8 +33,7 @@ from bayestensor.tensor.design import (
 from bayestensor.tensor.network import Network
 from bayestensor.typing import Array, Float, Key
 
-_CHOICES = 6  # normal numbers of a core's Metropolis step
-_STEPS = math.log(0.1), math.log(10.0)  # ends of the log-uniform size of a step of log v
+_STEPS = math.log(0.1), math.log(10.0)  # ends of the log-uniform size of a step of log v, of either sign
 PORTION = 25  # sweeps of one call: one compiled program runs any number of them
 
 
@@ -94,14 +93,16 @@ class Coefficient:
             draw: 1 to draw, 0 for conditional means and modes.
         """
         network, cores, scales = self.network, dict(state.cores), dict(state.scales)
-        core_key, member_key, scale_key = jax.random.split(key, 3)
+        core_key, choice_key, member_key, scale_key = jax.random.split(key, 4)
         sizes = [self._noise_size(core.name, weight.shape) for core in network.cores]
-        noise = jnp.split(jax.random.normal(core_key, (sum(sizes),), x.dtype) * draw, np.cumsum(sizes)[:-1])
+        noise = jax.random.normal(core_key, (sum(sizes),), x.dtype) * draw
+        choices = jax.random.uniform(choice_key, (len(sizes), 5), x.dtype)
+        noise, choices = jax.lax.optimization_barrier((noise, choices))  # else compiled anew into whatever uses them
         member: dict[str, Any] = dict(state.member)
-        for piece, core in zip(noise, network.cores, strict=True):
+        for piece, core, choice in zip(jnp.split(noise, np.cumsum(sizes)[:-1]), network.cores, choices, strict=True):
             name, family = core.name, families.get(core.name)
             now = cores, scales, member.get(name)
-            cores, scales, member[name] = self._core(name, now, x, weight, target, family, piece, draw)
+            cores, scales, member[name] = self._core(name, now, x, weight, target, family, piece, choice, draw)
         chosen, white = self._members(member_key, cores, scales, families, draw)
         scales = pick_scales(scale_key, self.network, self.prior, self.variance, scales, white, draw)
         return CoefficientState(cores, scales, chosen)
@@ -114,10 +115,10 @@ class Coefficient:
 
     def _noise_size(self, name: str, shape: tuple[int, ...]) -> int:
         b, rows, u, dual = self._systems(name, shape)
-        return _CHOICES + (b * (u + rows) if dual else b * u)
+        return b * (u + rows) if dual else b * u
 
     def _core(
-        self, name, now, x, weight, target, family, noise, draw
+        self, name, now, x, weight, target, family, noise, choice, draw
     ) -> tuple[dict[str, Array], dict[str, Array], Any]:
         """One core given the others, and with the core integrated out a Metropolis step of scales or smoothness.
 
@@ -133,7 +134,7 @@ class Coefficient:
         _, q, p = system_shape(network, name)
         sd = core_sd(network, name, scales, self.variance)
         w, t = by_system(network, name, weight), by_system(network, name, target)
-        bond, delta, own, all_ = self._growth(name, scales, noise)
+        bond, delta, own, all_ = self._growth(name, scales, choice, draw)
 
         def drawn(grown, root):
             near = (z, legs)
@@ -141,15 +142,14 @@ class Coefficient:
                 (mode,) = unknowns(network, name).own
                 near = contract([near, (root, (mode, "white"))], tuple("white" if x == mode else x for x in legs)), legs
             sds = jnp.broadcast_to((sd * jnp.exp(grown * all_))[None], (q, p)).reshape(-1)
-            free = noise[_CHOICES:]
             if dual:
                 rows_ = design(network, name, near, far) * sds[None]
-                first, second = free[: b * u].reshape(b, u), free[b * u :].reshape(b, rows)
+                first, second = noise[: b * u].reshape(b, u), noise[b * u :].reshape(b, rows)
                 white, log_z = row_space_draw(rows_, w, t, first, second)
             else:
                 gram, moment = normal_equations(network, name, near, far, weight, target)
                 outer = sds[:, None] * sds[None, :]
-                white, log_z = unknown_space_draw(gram * outer[None], moment * sds[None], free.reshape(b, u))
+                white, log_z = unknown_space_draw(gram * outer[None], moment * sds[None], noise.reshape(b, u))
             core = white.reshape(b, q, p) * (sd * jnp.exp(grown * own))[None, None]
             return (core if root is None else jnp.einsum("qr,brp->bqp", root, core)), log_z.sum()
 
@@ -157,16 +157,17 @@ class Coefficient:
         if family is None:
             both, log_z = jax.vmap(lambda grown: drawn(grown, None))(grows)
         else:
-            grows = jnp.where(noise[2] > 0, grows, 0.0)
-            steps = jnp.floor(jax.scipy.special.ndtr(noise[0]) * len(family.log_det)).astype(int)
-            tried = jnp.stack([member, jnp.where(noise[2] > 0, member, (member + steps) % len(family.log_det))])
+            smoother = choice[0] < 0.5
+            grows = jnp.where(smoother, 0.0, grows)
+            steps = jnp.where(smoother, jnp.floor(choice[1] * len(family.log_det)).astype(int), 0)
+            tried = jnp.stack([member, (member + steps) % len(family.log_det)])
             both, log_z = jax.vmap(lambda grown, k: drawn(grown, family.root[k]))(grows, tried)
         gain = log_z[1] - log_z[0]
         if bond is not None:
             level = jnp.log(scales[bond])
             change = self.prior.log_density(level + grows[1] * delta) - self.prior.log_density(level)
             gain = gain + change.sum()
-        taken = (gain > draw * jax.scipy.special.log_ndtr(noise[1])).astype(int)
+        taken = (gain > draw * jnp.log(choice[2])).astype(int)
         member = member if family is None else tried[taken]
         cores = cores | {name: from_systems(network, name, both[taken])}
         if bond is None:
@@ -179,7 +180,7 @@ class Coefficient:
                 cores[core.name] = cores[core.name] * factor[at]
         return cores, scales | {bond: scales[bond] * jnp.exp(delta)}, member
 
-    def _growth(self, name, scales, noise) -> tuple[str | None, Array, Array, Array]:
+    def _growth(self, name, scales, choice, draw) -> tuple[str | None, Array, Array, Array]:
         """A step of the log v of one bond of a core, of all its indices alike or of one.
 
         Returns:
@@ -191,15 +192,15 @@ class Coefficient:
         place = [core.name for core in network.cores].index(name)
         mine = [bond for bond in dict.fromkeys(network.shrunk_by(name)) if bond in bonds]
         if not mine:
-            zero = jnp.zeros(system_shape(network, name)[2], noise.dtype)
+            zero = jnp.zeros(system_shape(network, name)[2], choice.dtype)
             return None, zero, zero, zero
         bond = mine[place % len(mine)]
-        low, high = _STEPS
-        step = noise[3] * jnp.exp(low + (high - low) * jax.scipy.special.ndtr(noise[4]))
-        index = jnp.floor(jax.scipy.special.ndtr(noise[5]) * 2 * network.size[bond])  # half of the time none: all
-        one = jnp.arange(network.size[bond], dtype=noise.dtype) == index
-        delta = jnp.where(one | (index >= network.size[bond]), step, 0.0)
-        along = contract([(delta, (bond,)), *_unit(network, bonds, bond, noise.dtype)], bonds).reshape(-1)
+        sign, size = jnp.where(choice[3] < 0.5, -1.0, 1.0), jnp.abs(2 * choice[3] - 1)
+        step = draw * sign * jnp.exp(_STEPS[0] + (_STEPS[1] - _STEPS[0]) * size)
+        index = jnp.floor(choice[4] * 2 * network.size[bond])  # half of the time no index: all of them
+        one = jnp.arange(network.size[bond], dtype=choice.dtype) == index
+        delta = jnp.where(one | (index >= network.size[bond]), step, 0.0).astype(choice.dtype)
+        along = contract([(delta, (bond,)), *_unit(network, bonds, bond, choice.dtype)], bonds).reshape(-1)
         counts = [network.shrunk_by(core.name).count(bond) for core in network.cores]
         return bond, delta, 0.5 * counts[place] * along, 0.5 * sum(counts) * along
 
