@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bayestensor.inference.base import Posterior
-from bayestensor.inference.sample import sample
+from bayestensor.inference.sample import sample, stream
 from bayestensor.inference.stein import affine, groups, interact
 from bayestensor.inference.svgd import svgd
 
@@ -153,6 +153,18 @@ def test_particles_that_start_too_wide_are_drawn_in(wide):
     draws, _ = sample(svgd(gaussian(0.01 * np.eye(5))), jax.random.key(1), start, jnp.zeros(1), **run)
     assert not draws.stats["nonfinite"].any()
     assert 0.8 < (draws.positions**2).mean() / 0.01 < 1.2
+
+
+def test_a_particle_thrown_out_after_burn_in_comes_back():
+    """exp(-x^4 / 4) has sd 0.8; explicit steps of the frozen scale overshoot from |x| about 9 on, ever farther."""
+    quartic = Posterior(lambda x: -0.25 * (x**4).sum(), lambda x, batch: 0.0 * batch, 1)
+    engine = svgd(quartic, burn_in=200)
+    start = 0.5 * jax.random.normal(jax.random.key(0), (1, 20, 3))
+    *_, run = sample(engine, jax.random.key(1), start, jnp.zeros(1), draws=1, burn_in=200, chunk=1, parallel="vmap")
+    thrown = run._replace(states=run.states._replace(particles=run.states.particles.at[0, 0].set(30.0)))
+    (piece,) = stream(engine, thrown, jnp.zeros(1), draws=1, thin=400, chunk=1, parallel="vmap")
+    assert not piece.info.nonfinite.any()
+    assert np.abs(piece.positions).max() < 5
 
 
 @pytest.mark.parametrize("burn_in", [20, 500])

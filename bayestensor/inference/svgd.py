@@ -105,6 +105,8 @@ def svgd(
     is p^(1/T) for every particle, in any dimension and with any kernel. `scale`, bandwidths, `mass` and `strength` are
     adapted during `burn_in` steps and then frozen, since the law holds for fixed ones. `scale` is as in SGHMC, it and
     `strength` such that batches supply at most `noise_share` of a particle's variance; T is lowered by that share.
+    Entries of g stop at 1 / e, and `strength` short of overshooting: a particle that a waking slice finds far out, by
+    some 20 sds, would be led ever farther by explicit steps.
 
     With `noisy=False` the same direction over n, `(K g + T div K) / n`, goes to the optimiser: the published algorithm,
     whose spread collapses as d grows with one kernel over everything ("all").
@@ -218,7 +220,7 @@ def svgd(
         xi_key, sweep_key = jax.random.split(key)
         n = jax.tree.leaves(state.particles)[0].shape[0]
         z = jax.tree.map(lambda x, s: x / s, state.particles, state.scale)
-        g = jax.tree.map(lambda g, s: g * s, each.gradient, state.scale)
+        g = jax.tree.map(lambda g, s: jnp.clip(g * s, -1 / step_size, 1 / step_size), each.gradient, state.scale)
         left = temperature * jnp.maximum(1 - mean_over_coordinates(share), 0.0)  # the batches bring the rest
         frozen = (~adapting, state.bandwidth) if burn_in else None
         now = interact(members, kernel, z, g, normals(xi_key, z), frozen, left, several_modes)
@@ -227,7 +229,7 @@ def svgd(
         *swept, rate = affine(z, g, normals(sweep_key, jnp.zeros((n, n), each.log_density.dtype)), left)
 
         stable = 0.5 / (step_size * rate)  # particles far wider than the posterior would be swept past it, ever farther
-        sweeping = jnp.where(adapting, jnp.minimum(state.strength, stable), state.strength)
+        sweeping = jnp.minimum(state.strength, jnp.where(adapting, stable, 2 * stable))
 
         def stride(by, drift, noise):
             return by * drift + jnp.sqrt(2 * by * left) * noise
