@@ -40,7 +40,7 @@ SETTINGS = {
     "dense_twin": False,
 }
 LEFT = ("draws/*", "pruned/*", "sampling.jsonl", "metrics.jsonl", "model.npz", "starts/*/model.npz")
-PROGRESS = (
+PROGRESS = ("checkpoints/*", "starts/*/checkpoints/*", "sampling/*", "draws/*")
     "checkpoints/*",
     "metrics.jsonl",
     "starts/*/checkpoints/*",
