@@ -41,14 +41,6 @@ SETTINGS = {
 }
 LEFT = ("draws/*", "pruned/*", "sampling.jsonl", "metrics.jsonl", "model.npz", "starts/*/model.npz")
 PROGRESS = ("checkpoints/*", "starts/*/checkpoints/*", "sampling/*", "draws/*")
-    "checkpoints/*",
-    "metrics.jsonl",
-    "starts/*/checkpoints/*",
-    "sampling/*",
-    "draws/*",
-    "pruned/*",
-    "model.npz",
-)
 START_UP = 0.2  # share of the kills that come before a process, begun or resumed, may have written
 PHASES = ("start-up", "training", "burn-in", "drawing", "ending")
 
