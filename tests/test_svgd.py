@@ -181,6 +181,7 @@ def test_particles_at_two_modes_spread_within_both(burn_in):
     draws, _ = sample(svgd(both, several_modes=True, burn_in=burn_in), jax.random.key(1), start, jnp.zeros(1), **run)
     assert not draws.stats["nonfinite"].any()
     assert 0.8 < ((draws.positions - np.asarray(sign)) ** 2).mean() / 0.01 < 1.25
+    assert np.isnan(draws.stats["variance_ratio"]).all() and not draws.stats["collapsed"].any()
 
 
 @functools.cache

@@ -57,7 +57,8 @@ class Info(NamedTuple):
     """Attributes:
     log_density: mean over the particles, before the step.
     variance_ratio: running mean of `-sum_i (x_i - mean x) (g_i - mean g) / ((n - 1) d T)`: 1 for draws of the posterior
-        (Stein's identity), the ratio of variances for an isotropic Gaussian, near 0 for collapsed particles.
+        (Stein's identity), the ratio of variances for an isotropic Gaussian, near 0 for collapsed particles. NaN with
+        several modes, where the mean lies between them and the ratio would be noise.
     collapsed: whether `variance_ratio` is below 0.8 after burn-in.
     inflation: variance of the particles over the posterior's, as predicted from the measured gradient noise.
     noise_share: share of a particle's variance that the batches supply.
@@ -178,7 +179,7 @@ def svgd(
         n, adapting = len(log_density), state.step < burn_in
         info = Info(
             log_density=log_density.mean(),
-            variance_ratio=new.variance_ratio,
+            variance_ratio=jnp.full_like(new.variance_ratio, jnp.nan) if several_modes else new.variance_ratio,
             collapsed=(new.variance_ratio < 0.8) & ~adapting,
             inflation=mean_over_coordinates(jax.tree.map(lambda s: jnp.maximum(s, 1.0), share))
             if noisy
