@@ -10,6 +10,7 @@ from bayestensor.tensor.formats import FORMATS, Rank, Shape, factorize, matrix_s
 from bayestensor.tensor.network import Network
 
 UNSPLIT = 64  # channels up to so many stay one mode of a convolution: the chain of Tucker-2 is short and fast
+CENTRED = ("tucker", "block_term")  # their centre grows with the rank to the power of the modes
 PADDING = 0.02  # share by which a table may grow to a number of rows that factorises better
 
 
@@ -64,10 +65,12 @@ def embed_network(
 ) -> Network:
     """A table (rows, features) with at least num_embeddings rows: up to 2 % more where those factorise better.
 
-    A vocabulary is often prime or nearly so; rows that nobody looks up cost next to nothing here.
+    A vocabulary is often prime or nearly so; rows that nobody looks up cost next to nothing here. Formats with a
+    centre of all bonds (Tucker, block-term) have at most two modes a side.
     """
     if order is None:
         order = len(matrix_shapes(num_embeddings, features)[0])
+        order = min(order, 2) if format in CENTRED else order
     most = max(num_embeddings, math.floor(num_embeddings * (1 + PADDING)))
     rows = min((factorize(n, order) for n in range(num_embeddings, most + 1)), key=sum)
     return _network(format, rows, factorize(features, order), rank)
