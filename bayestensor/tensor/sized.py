@@ -20,11 +20,13 @@ def linear_network(
     """A (out_features, in_features) matrix in `order` modes a side, as equal as the widths' divisors allow.
 
     A prime width stays one mode, which no format splits. Modes of 1 are kept only where rows and columns are paired
-    (TT-matrix). In a tree an int rank is cut, bond by bond, to what any tensor of the shape can use.
+    (TT-matrix), and formats with a centre of all bonds (Tucker, block-term) have at most two a side. In a tree an int
+    rank is cut, bond by bond, to what any tensor of the shape can use.
 
     Raises:
         ValueError: an unknown format, widths below 1, a rank that the format does not take.
     """
+    order = 2 if order is None and format in CENTRED and max(out_features, in_features) > 8 else order
     rows, cols = matrix_shapes(out_features, in_features, order)
     return _network(format, rows, cols, rank)
 
