@@ -112,10 +112,9 @@ def rows(name: str, seed: int):
         yield record("converted", smaller, made.after, untouched(made.model, task), epochs=task.epochs, errors=errors)
         tuned = train(made.model, task, TUNING, task.tensor_rate, seed + 1)[1]
         yield record("fine-tuned", smaller, made.after, tuned, epochs=task.epochs + TUNING)
-        for epochs in (TUNING, task.epochs + TUNING):
-            fresh = untrained(made.model, task.model, seed)
-            found = train(fresh, task, epochs, task.tensor_rate, seed)[1]
-            yield record("from scratch", smaller, made.after, found, epochs=epochs)
+        epochs = task.epochs + TUNING
+        found = train(untrained(made.model, task.model, seed), task, epochs, task.tensor_rate, seed)[1]
+        yield record("from scratch", smaller, made.after, found, epochs=epochs)
 
 
 def untrained(converted: nnx.Module, start: nnx.Module, seed: int) -> nnx.Module:
