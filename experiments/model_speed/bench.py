@@ -29,7 +29,7 @@ from bayestensor.models.stage import Stage
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.sized import conv_network
 
-VOCABULARY, LENGTH, WIDTH = 11472, 20, 64  # as experiments/snips
+VOCABULARY, LENGTH, WIDTH = 11472, 16, 64  # as experiments/snips
 Ranks = dict[str, dict[str, int]]
 RANKS: dict[str, Ranks] = {  # after pruning: of seed 0 of experiments/formats_mnist and configs/lenet5_mnist_map.yaml
     "mlp": {"layers.0": {"b1": 9, "b2": 5, "b3": 5}, "layers.1": {"b1": 14}},

@@ -27,7 +27,8 @@ from bayestensor.nn.weight import TensorWeight
 
 TUNING = 3  # epochs of fine-tuning
 TEMPERATURE = 0.1
-LENGTH = 20  # tokens of an utterance
+IMAGES = 20_000  # of MNIST's 60,000, to train on
+LENGTH = 16  # tokens of an utterance
 
 
 class Task(NamedTuple):
@@ -50,7 +51,7 @@ def lenet5(seed: int) -> Task:
     stages = [(first, None), (Stage(first.out_shape, 16), None)]
     model = ConvNet(stages, [(256, 120), (120, 84), (84, 10)], rngs=nnx.Rngs(seed))
     x, x_test = ((part.reshape(len(part), -1).astype(np.float32) - 33) / 79 for part in (data.x_train, data.x_test))
-    return Task(model, x, data.y_train, x_test, data.y_test, 5, 2e-3, 5e-3, (4.0, 8.0))
+    return Task(model, x[:IMAGES], data.y_train[:IMAGES], x_test, data.y_test, 5, 2e-3, 5e-3, (4.0, 8.0))
 
 
 def encoder(seed: int) -> Task:
