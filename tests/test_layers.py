@@ -352,6 +352,7 @@ def test_a_prime_vocabulary_gets_rows_that_factorise():
     assert 10_007 < rows <= 10_207 and features == 64
     assert max(network.size[leg] for leg in network.rows) < 40
     assert embed_network(4096, 64).matrix_shape[0] == 4096  # already good
+    assert embed_network(10**7, 128, rank=4).matrix_shape == (10_160_640, 128)  # found without trying every number
 
 
 SQUARE = linear_network(8, 8, "tt_matrix", 3, 2)

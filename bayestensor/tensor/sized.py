@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -74,8 +75,21 @@ def embed_network(
         order = len(matrix_shapes(num_embeddings, features)[0])
         order = min(order, 2) if format in CENTRED else order
     most = max(num_embeddings, math.floor(num_embeddings * (1 + PADDING)))
-    rows = min((factorize(n, order) for n in range(num_embeddings, most + 1)), key=sum)
-    return _network(format, rows, factorize(features, order), rank)
+    return _network(format, _split_between(num_embeddings, most, order), factorize(features, order), rank)
+
+
+def _split_between(least: int, most: int, order: int) -> tuple[int, ...]:
+    """`order` factors, as equal as can be, whose product lies between; largest first."""
+    middle = round(least ** (1 / order))
+
+    def near(width: int) -> list[tuple[int, tuple[int, ...]]]:
+        """(sum, split) of those with all factors within `width` of the middle."""
+        factors = range(middle + width, max(middle - width, 1) - 1, -1)
+        splits = itertools.combinations_with_replacement(factors, order)
+        return [(sum(split), split) for split in splits if least <= math.prod(split) <= most]
+
+    first = next(width for width in itertools.count(1) if near(width))  # ends: (least, 1, ..., 1) always qualifies
+    return min(near(2 * first))[1]
 
 
 def _bare(modes: Shape) -> tuple[int, ...]:
