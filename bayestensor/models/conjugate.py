@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.models.augment import augmented
+from bayestensor.models.compiled import quick_jit
 from bayestensor.priors.base import ScalePrior, conditional
 from bayestensor.priors.log_gamma import draw_log_gamma
 from bayestensor.tensor.contract import bond_energy, contract
@@ -291,7 +292,7 @@ def pick_precision(key: Key[Array, ""], count: Array, residual: Array, draw: flo
     return jnp.minimum(jnp.where(draw > 0, drawn, best), HIGHEST_PRECISION)
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(quick_jit, static_argnames="model")
 def sweeps(
     model: Conjugate, keys: Key[Array, "n"], state: State, data: Observations, how: How, hold: Array
 ) -> tuple[State, State]:
