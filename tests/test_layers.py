@@ -293,9 +293,9 @@ def test_every_network_of_a_layer_has_a_prior_and_can_be_cut(name):
 @pytest.mark.slow
 @pytest.mark.promoting
 @pytest.mark.parametrize(("kind", "gates"), [(LSTMCell, 4), (GRUCell, 3)])
-@pytest.mark.parametrize("reverse", [False, True])
-def test_recur_is_flax_rnn(kind, gates, reverse):
-    layer = randomised(cell(kind, gates)("tt_matrix"))
+@pytest.mark.parametrize(("format", "reverse"), [("tt_matrix", False), ("cp", True)])  # W_h formed, and not
+def test_recur_is_flax_rnn(kind, gates, format, reverse):
+    layer = randomised(cell(kind, gates)(format))
     x = floats(2, 4, 8)
     graphdef, state = nnx.split(layer)
 
