@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import jax
 import pytest
 
@@ -8,8 +10,19 @@ import pytest
 KEYS_CHECKED = {"test_engines", "test_every_engine", "test_sampled_run"}
 
 
+# Most of the fast tests' time is XLA's: it compiles small programs that run once. These halve it and change rounding only.
+# The slow tests, those of whole runs among them, compile as users do.
+QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "promoting: runs third-party code that relies on dtype or rank promotion")
+    if config.option.markexpr == "not slow":
+        os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
+    # a program that another test, worker or session compiled is read from disk
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(autouse=True)

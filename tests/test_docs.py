@@ -32,6 +32,7 @@ def run_blocks(path):
     return namespace
 
 
+@pytest.mark.slow
 @pytest.mark.promoting
 def test_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

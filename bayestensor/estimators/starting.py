@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.estimators.inputs import Observed
+from bayestensor.models.compiled import quick_jit
 from bayestensor.models.conjugate import Conjugate, How, State, refreshed, sweeps
 from bayestensor.models.effects import constant_start
 from bayestensor.ranks.select import RANK_THRESHOLD, host_slice_norms
@@ -53,7 +54,7 @@ def best_start(
     return model, best[1]
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(quick_jit, static_argnames="model")
 def _random_state(model: Conjugate, key: Key[Array, ""], precision: float, constant: float) -> State:
     return model.start(initialise(key, model.network, dtype=jnp.float64).cores, precision, constant)
 
@@ -147,7 +148,7 @@ def _alive(model: Conjugate, state: State) -> dict[str, np.ndarray]:
 
 def portions(key: Key[Array, ""], sweeps: int) -> list[Array]:
     """Keys of at least as many sweeps, in portions of one length: one compiled program runs them all."""
-    return list(jax.random.split(key, (-(-sweeps // PORTION), PORTION)))
+    return [jax.random.split(jax.random.fold_in(key, k), PORTION) for k in range(-(-sweeps // PORTION))]
 
 
 def work(network: Network, given: Observed) -> float:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.models.augment import DISCRETE, augmented, dispersion
+from bayestensor.models.compiled import quick_jit
 from bayestensor.models.effects import Effects, spread_out, taken_off, update
 from bayestensor.models.effects import start as no_effects
 from bayestensor.priors.base import ScalePrior, conditional
@@ -312,7 +313,7 @@ def pick_precision(key: Key[Array, ""], count: Array, residual: Array, draw: flo
     return jnp.minimum(jnp.where(draw > 0, drawn, best), HIGHEST_PRECISION)
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(quick_jit, static_argnames="model")
 def sweeps(
     model: Conjugate, keys: Key[Array, "n"], state: State, data: Observations, how: How, hold: Array
 ) -> tuple[State, State]:
@@ -326,7 +327,7 @@ def sweeps(
     return jax.lax.scan(one, state, (keys, hold))
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(quick_jit, static_argnames="model")
 def refreshed(model: Conjugate, state: State, data: Observations) -> Observations:
     """Counts with the dispersion that goes with the rates so far; other observations as they are."""
     if model.likelihood != "poisson":

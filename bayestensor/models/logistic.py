@@ -18,6 +18,7 @@ import numpy as np
 
 from bayestensor.models.augment import polya_gamma
 from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, run_portion, unknown_space_draw
+from bayestensor.models.compiled import quick_jit
 from bayestensor.models.regression import RATIOS
 from bayestensor.tensor.design import responses
 from bayestensor.typing import Array, Float, Key
@@ -94,7 +95,7 @@ def _pick_ratio(key, unit, omega, left, draw) -> Float[Array, "k"]:
     return ratios[jnp.argmax(log_p, axis=0), 0]
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(quick_jit, static_argnames="model")
 def sweeps(
     model: Coefficient, seed: Array, part: Array, states: LogisticState, data: Labelled, draw: float | Array
 ) -> tuple[LogisticState, LogisticState]:

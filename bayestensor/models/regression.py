@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, run_portion
+from bayestensor.models.compiled import quick_jit
 from bayestensor.models.conjugate import pick_precision
 from bayestensor.tensor.design import responses
 from bayestensor.typing import Array, Float, Key
@@ -92,7 +93,7 @@ def pick_noise(
     return pick_precision(noise_key, count, chosen, jnp.asarray(draw)), ratios[best].reshape(shape)
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(quick_jit, static_argnames="model")
 def sweeps(
     model: Coefficient, seed: Array, part: Array, states: RegressionState, data: Centred, draw: float | Array
 ) -> tuple[RegressionState, RegressionState]:
