@@ -135,6 +135,7 @@ def trial(engine: str, kills: int, rng: random.Random, place: Path) -> tuple[Cou
         _, status = os.waitpid(pid, 0)
         if os.WIFSIGNALED(status):
             found[phase(out, before)] += 1
+            print(f"{engine}: {dict(found)}, {finished} finished, {wrong} other bytes", file=sys.stderr, flush=True)
             continue
         assert status == 0, f"{engine}: a resumed run failed"
         finished, wrong = finished + 1, wrong + (left(out) != expected)
