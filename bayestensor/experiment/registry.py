@@ -44,6 +44,7 @@ PRIORS: dict[str, type[Section]] = {
     "half_cauchy": sections.HalfCauchy,
     "inverse_gamma": sections.InverseGamma,
     "gamma": sections.Gamma,
+    "generalised_hyperbolic": sections.GeneralisedHyperbolic,
 }
 ENGINES = engines.ENGINES
 OPTIMIZERS = engines.OPTIMIZERS
