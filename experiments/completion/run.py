@@ -1,6 +1,8 @@
 """Completion of real tensors, `TensorCompletion` with its defaults beside the BCPF model by variational Bayes.
 
 python experiments/completion/run.py amino:0.5 amino:0.9 ... [--seeds 1 2 3] [--set format=tucker] [--out result.jsonl]
+
+A row is data:share hidden, or data:share:mode where whole fibres along a mode are hidden.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import yaml
 from bcpf import bcpf
 from scipy.ndimage import gaussian_filter
 
@@ -31,10 +34,11 @@ ROWS = (
 )
 
 
-def holes(name: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(tensor, tensor with holes, hidden): hidden entries that are known, at random."""
+def holes(name: str, share: float, seed: int, along: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tensor, tensor with holes, hidden): hidden entries that are known, at random, or whole fibres along a mode."""
     whole = load_tensor(name)
-    shown = np.random.default_rng(seed).random(whole.shape) > share
+    shape = [1 if mode == along else size for mode, size in enumerate(whole.shape)]
+    shown = np.broadcast_to(np.random.default_rng(seed).random(shape) > share, whole.shape)
     return whole, np.where(shown, whole, np.nan), ~shown & np.isfinite(whole)
 
 
@@ -66,7 +70,7 @@ def ours(holed, hidden, whole, seed, **settings) -> dict:
     model = TensorCompletion(random_state=seed, **settings).fit(holed)
     mean = model.predict()
     times = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent}
-    low, high = model.predict_interval(0.9)
+    low, high = model.conformal_interval(0.9) if model.conformal else model.predict_interval(0.9)
     found = scores(mean[hidden], low[hidden], high[hidden], whole[hidden]) | image_scores(mean, whole, hidden)
     return found | times | {"rank": model.rank_ if isinstance(model.rank_, int) else list(model.rank_.values())}
 
@@ -87,14 +91,20 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters other than the defaults")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("result.jsonl"))
     options = parser.parse_args()
-    settings = dict(item.split("=") for item in options.set)
+    settings = {name: yaml.safe_load(value) for name, value in (item.split("=") for item in options.set)}
     for seed in options.seeds:
         for row in options.rows:
-            name, share = row.split(":")
-            whole, holed, hidden = holes(name, float(share), seed)
+            name, share, *along = row.split(":")
+            whole, holed, hidden = holes(name, float(share), seed, *map(int, along))
             for method, fit in (("ours", partial(ours, **settings)), ("bcpf", theirs)):
                 if options.only in (None, method):
-                    found = {"data": name, "hidden": float(share), "mask_seed": seed, "method": method} | settings
+                    found = {
+                        "data": name,
+                        "hidden": float(share),
+                        "along": along,
+                        "mask_seed": seed,
+                        "method": method,
+                    } | settings
                     found |= {
                         k: round(v, 4) if isinstance(v, float) else v
                         for k, v in fit(holed, hidden, whole, seed).items()
