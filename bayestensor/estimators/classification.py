@@ -34,8 +34,8 @@ from bayestensor.estimators.fitting import rank_shares
 from bayestensor.estimators.remainder import build_remainder, check_remainder
 from bayestensor.inference.draws import Draws
 from bayestensor.models.coefficient import Coefficient
-from bayestensor.models.conjugate import CORRELATIONS
 from bayestensor.models.logistic import Labelled, LogisticState, stick_probabilities, sweeps
+from bayestensor.models.rows import CORRELATIONS
 from bayestensor.tensor.design import responses
 from bayestensor.tensor.network import Network
 
