@@ -14,11 +14,14 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from bayestensor.estimators.coefficient import (
     CoefficientEstimator,
+    check_mixing,
     check_plan,
     coefficient_model,
     mean_coefficient,
     most_frequent_rank,
+    rank_shares,
     run_chains,
+    standing_out,
     starts,
 )
 from bayestensor.estimators.covariates import (
@@ -30,9 +33,9 @@ from bayestensor.estimators.covariates import (
     read_covariates,
     seed_of,
 )
-from bayestensor.estimators.fitting import rank_shares
 from bayestensor.estimators.remainder import build_remainder, check_remainder
 from bayestensor.inference.draws import Draws
+from bayestensor.models.augment import polya_gamma_mean
 from bayestensor.models.coefficient import Coefficient
 from bayestensor.models.logistic import Labelled, LogisticState, stick_probabilities, sweeps
 from bayestensor.models.rows import CORRELATIONS
@@ -54,7 +57,7 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         format: name of the network of W, one of `bayestensor.FORMATS`.
         shape: of one covariate tensor, where X is flat.
         max_rank: largest size of each bond, a number or a mapping bond -> number, or 'auto'.
-        prior: of the scales; `estimators.coefficient.default_prior` when None.
+        prior: of the scales; `estimators.fitting.default_prior` when None.
         smooth: covariate modes whose neighbouring indices may resemble each other; see `TensorRegressor`.
         remainder: a Gaussian process on the log odds: 'linear', 'smooth', 'auto' or None; see `TensorRegressor`.
         inference: 'gibbs' (draws) or 'map' (the mode, by expectation maximisation).
@@ -68,7 +71,7 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         coef_: posterior mean of W, per unit of X.
         rank_, rank_posterior_: as `TensorRegressor` has them.
         draws_: `Draws` of cores, biases, remainder and its ratio, in the units of centred and scaled covariates.
-        diagnostics_: seconds, kernel of the remainder, correlations of neighbours.
+        diagnostics_: seconds, R-hat of the log odds, kernel of the remainder, correlations of neighbours.
         n_features_in_: p.
     """
 
@@ -100,10 +103,12 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
             given, labels, basis = map(jnp.asarray, (filled(rows), filled(turned), filled(basis, (0, 1))))
             data = Labelled(given, labels, basis, families)
             trace = self._run(model, data)
+            draws = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (trace.coefficient.cores, *trace[1:]))
+            counted, log_odds = _summary(model.network, draws, data)
         self.network_ = model.network
         cores = {name: np.asarray(core) for name, core in trace.coefficient.cores.items()}
         self.draws_ = Draws({"cores": cores, "bias": trace.bias, "z": trace.z, "ratio": trace.ratio})
-        self._summarise(trace, cols)
+        self._summarise(trace, cols, counted, np.asarray(log_odds))
         self.diagnostics_["seconds"] = time.perf_counter() - began
         return self
 
@@ -131,13 +136,15 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         first = LogisticState(starts(model, chains, seed), *map(jnp.asarray, zeros))
         return run_chains(self, partial(sweeps, model), seed, first, data)
 
-    def _summarise(self, trace: LogisticState, cols: tuple[int, ...]) -> None:
+    def _summarise(self, trace: LogisticState, cols: tuple[int, ...], counted: Any, log_odds: np.ndarray) -> None:
         cores = self.draws_.flat()["cores"]
         weight = mean_coefficient(self.network_, cores).reshape(*[b.shape[1] for b in self._bases], *cols)
         self.coef_ = expand(weight, self._bases) / self._x_units.scale
-        self.rank_posterior_ = rank_shares(self.network_, cores)
+        self.rank_posterior_ = rank_shares(counted)
         self.rank_ = most_frequent_rank(self.rank_posterior_)
+        by_chain = log_odds.reshape(*self.draws_.shape, *log_odds.shape[1:])
         self.diagnostics_: dict[str, Any] = {
+            "r_hat": check_mixing(self, {"log odds": by_chain}),
             "remainder": (self._remainder.kind, self._remainder.length),
             "correlations": {k: float(CORRELATIONS[v].mean()) for k, v in trace.coefficient.member.items()},
         }
@@ -164,7 +171,8 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class."""
-        return self.classes_[np.argmax(self.predict_proba(X), axis=1)]
+        probabilities = self.predict_proba(X)  # first: it says so where nothing is fitted
+        return self.classes_[np.argmax(probabilities, axis=1)]
 
     def log_score(self, X: Any, y: Any) -> float:
         """Mean predictive log probability of the labels."""
@@ -180,6 +188,21 @@ def _kappa(place: np.ndarray, classes: int) -> np.ndarray:
     """(n, sticks): 1/2 where the class is this one, -1/2 where it is a later one, 0 where it is an earlier one."""
     stick = np.arange(classes - 1)[None]
     return np.where(place[:, None] == stick, 0.5, -0.5) * (place[:, None] >= stick)
+
+
+@partial(jax.jit, static_argnames="network")
+def _summary(network: Network, draws: Any, data: Labelled):
+    """Of each draw which indices count, and the log odds of the sticks that were in question, else 0."""
+
+    def one(draw):
+        cores, bias, z, ratio = draw
+        rest = bias[None] + data.basis @ (z * jnp.sqrt(ratio)[None])
+        active = data.kappa != 0
+        eta = jnp.where(active, responses(network, cores, data.x) + rest.reshape(data.kappa.shape), 0.0)
+        weight = jnp.where(active, polya_gamma_mean(eta), 0.0)
+        return standing_out(network, cores, data.x, weight), eta
+
+    return jax.lax.map(one, draws)
 
 
 @partial(jax.jit, static_argnames="network")

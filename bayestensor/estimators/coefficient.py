@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
 
 from bayestensor.estimators.covariates import autoregressions
+from bayestensor.estimators.fitting import default_prior
 from bayestensor.models.coefficient import PORTION, Coefficient, CoefficientState, Family
-from bayestensor.priors import InverseGamma
 from bayestensor.priors.base import ScalePrior
-from bayestensor.tensor.contract import dense
-from bayestensor.tensor.design import system_shape, unknowns
+from bayestensor.ranks.select import RANK_THRESHOLD
+from bayestensor.tensor.contract import dense, norm, slice_norms
+from bayestensor.tensor.design import slice_responses, system_shape, unknowns
 from bayestensor.tensor.formats import FORMATS
 from bayestensor.tensor.initialise import core_variance
 from bayestensor.tensor.network import Factored, Network
+from bayestensor.typing import Array, Bool, Float
 
 INFERENCE = ("gibbs", "map")
 _WIDEST = {"cp": 8}  # largest default rank; of the other formats 5
+_R_HAT = 1.05  # above this chains have not come together
 _LARGEST_BLOCK = 150  # most bond indices of a core that 'auto' asks for
 _LARGEST_SYSTEM = 1500  # most unknowns or rows, whichever are fewer, of a core's equations that 'auto' asks for
 
@@ -103,14 +109,6 @@ def coefficient_network(
     return best
 
 
-def default_prior() -> InverseGamma:
-    """`InverseGamma(0.5, 0.05)` on v: s has a half-Cauchy's tail, and next to no mass is below v = 0.005.
-
-    Wide enough that weak components stay: ranks err on the large side. Not chosen by measurement.
-    """
-    return InverseGamma(0.5, 0.05)
-
-
 def coefficient_model(
     estimator: Any, bases: Sequence[np.ndarray], response: tuple[int, ...], count: int
 ) -> tuple[Coefficient, dict[str, Family]]:
@@ -122,7 +120,7 @@ def coefficient_model(
     network = coefficient_network(estimator.format, covariates, response, count, estimator.max_rank)
     smooth = smooth_cores(network, estimator.smooth, [len(basis) for basis in bases])
     families = {name: Family(*map(jnp.asarray, autoregressions(bases[mode]))) for name, mode in smooth.items()}
-    prior = estimator.prior or default_prior()
+    prior = estimator.prior or default_prior(network)
     return Coefficient(network, prior, core_variance(network, 1.0), tuple(smooth)), families
 
 
@@ -180,6 +178,63 @@ def mean_coefficient(network: Network, cores: dict[str, np.ndarray]) -> np.ndarr
     """Mean of W over draws, its axes the network's modes."""
     with jax.enable_x64(True):
         return np.asarray(_mean_coefficient(network, cores))
+
+
+def standing_out(
+    network: Network,
+    cores: Mapping[str, Array],
+    x: Float[Array, "n *rows"],
+    weight: Float[Array, "n *cols"],
+) -> dict[str, Bool[Array, "r"]]:
+    """Bond -> whether each index counts: for its part of W, and for what it says of the responses.
+
+        ||W restricted to r|| > 1e-3 ||W||,   sum over data of w <X, W restricted to r>^2 > (sum_cores sqrt(e))^2
+
+    w is the precision of a response and e the number of a core's entries tied to r: on the right is what the slice that
+    fits pure noise best explains of it (Tomioka and Suzuki, arXiv 1407.1870). `TensorCompletion` counts alike.
+    """
+    tensor, counted = Factored(network, dict(cores)), {}
+    total = norm(tensor)
+    for bond in network.bonds:
+        parts = slice_responses(network, cores, x, bond)
+        explained = (weight[..., None] * parts**2).reshape(-1, network.size[bond]).sum(0)
+        entries = [math.prod(network.size[x] for x in c.legs if x != bond) for c in network.cores if bond in c.legs]
+        noise = sum(map(math.sqrt, entries)) ** 2
+        counted[bond] = (slice_norms(tensor, bond) > RANK_THRESHOLD * total) & (explained > noise)
+    return counted
+
+
+def rank_shares(counted: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    """Bond -> share of the draws with rank 0, 1, 2, ..., from which indices count [draw, r]."""
+    every = {bond: np.asarray(which) for bond, which in counted.items()}
+    return {bond: np.bincount(w.sum(axis=1), minlength=w.shape[1] + 1) / len(w) for bond, w in every.items()}
+
+
+def split_r_hat(values: np.ndarray) -> float:
+    """`sqrt((h - 1) / h + B / W)` of chains cut into halves of h draws, the variances summed over entries.
+
+    B is the variance of the halves' means, W the mean of their variances (Gelman et al., Bayesian Data Analysis, 2013,
+    section 11.4). Summed, it is about all predictions at once: the largest of hundreds would cry wolf.
+
+    Args:
+        values: [chain, draw, ...].
+    """
+    h = values.shape[1] // 2
+    halves = values[:, values.shape[1] - 2 * h :].reshape(2 * len(values), h, -1)
+    within, between = halves.var(axis=1, ddof=1).mean(axis=0).sum(), halves.mean(axis=1).var(axis=0, ddof=1).sum()
+    return float(np.sqrt((h - 1) / h + between / within)) if within > 0 else 1.0
+
+
+def check_mixing(estimator: Any, functionals: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """R-hat of each [chain, draw, ...]; {} for one chain or no draws. Warns where the chains disagree."""
+    if estimator.inference != "gibbs" or estimator.chains < 2 or estimator.num_draws < 4:
+        return {}
+    found = {name: split_r_hat(np.asarray(values)) for name, values in functionals.items()}
+    high = ", ".join(f"{name} {r:.2f}" for name, r in found.items() if r > _R_HAT)
+    if high:
+        advice = "the chains disagree about what they say; raise burn_in and num_draws"
+        warnings.warn(f"R-hat is above {_R_HAT} ({high}): {advice}", ConvergenceWarning, stacklevel=3)
+    return found
 
 
 def most_frequent_rank(posterior: dict[str, np.ndarray]) -> Any:

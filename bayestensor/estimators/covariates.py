@@ -42,7 +42,7 @@ def read_covariates(
     from sklearn.utils.validation import validate_data
 
     shape = fitted or checked_shape(estimator.shape)
-    axes = getattr(x, "shape", None) or np.shape(x)
+    axes = getattr(x, "shape", None) or np.asarray(x).shape
     own = tuple(int(n) for n in axes[1:])
     if len(axes) > 2:
         if shape is not None and own != shape:

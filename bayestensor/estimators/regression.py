@@ -15,11 +15,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from bayestensor.estimators.coefficient import (
     CoefficientEstimator,
+    check_mixing,
     check_plan,
     coefficient_model,
     mean_coefficient,
     most_frequent_rank,
+    rank_shares,
     run_chains,
+    standing_out,
     starts,
 )
 from bayestensor.estimators.covariates import (
@@ -32,7 +35,6 @@ from bayestensor.estimators.covariates import (
     response_units,
     seed_of,
 )
-from bayestensor.estimators.fitting import rank_shares
 from bayestensor.estimators.remainder import build_remainder, check_remainder
 from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import mixture_interval
@@ -42,6 +44,7 @@ from bayestensor.models.rows import CORRELATIONS
 from bayestensor.tensor.design import responses
 from bayestensor.tensor.network import Network
 
+_WATCHED = 32  # responses whose fitted values are compared between chains
 _BLOCK = 4_000_000  # predictive means held at once
 _MEMBERS = 100  # draws whose mixture gives the intervals: each is a Gaussian that knows noise and remainder
 
@@ -57,7 +60,7 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
         format: name of the network of W, one of `bayestensor.FORMATS`.
         shape: of one covariate tensor, where X is flat.
         max_rank: largest size of each bond, a number or a mapping bond -> number, or 'auto'.
-        prior: of the scales; `estimators.coefficient.default_prior` when None.
+        prior: of the scales; `estimators.fitting.default_prior` when None.
         smooth: covariate modes whose neighbouring indices may resemble each other; 'auto' for every one of size 3 or
             more, because a correlation of 0 is among the values that are learnt; () for none.
         remainder: 'linear' (a dense coefficient), 'smooth' (a squared-exponential kernel), 'auto' (of these the one of
@@ -70,11 +73,12 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
     Attributes:
         coef_: posterior mean of W, in the units of y per unit of X.
         intercept_: the response at the mean of X under W alone is `intercept_ + <mean X, coef_>`.
-        rank_: the most frequent rank, an int for one bond, else bond -> int.
+        rank_: the most frequent rank, an int for one bond, else bond -> int. A rank counts the indices that stand out
+            from the noise (see `estimators.coefficient.standing_out`).
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
         noise_: posterior root mean square of the noise, in the units of y, one number a response.
         draws_: `Draws` of cores, noise precisions and ratios, in the units of centred and scaled data.
-        diagnostics_: seconds, kernel of the remainder, correlations of neighbours.
+        diagnostics_: seconds, R-hat of predictions and noise, kernel of the remainder, correlations of neighbours.
         n_features_in_: p.
     """
 
@@ -99,7 +103,8 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
             self._bases = mode_bases(x, self.covariate_shape_)
             cols = tuple(n for n in self.response_shape_ if n > 1)  # a column is the same fit as a vector
             model, families = coefficient_model(self, self._bases, cols, len(x))
-            self._data = self._centred(x, flat_y, model.network, families)
+            data = self._centred(x, flat_y, model.network, families)
+            self._data = jax.tree.map(np.asarray, data)  # JAX's own would come out of a pickle with 32 bits
             trace = self._run(model)
         self.network_ = model.network
         cores = {name: np.asarray(core) for name, core in trace.coefficient.cores.items()}
@@ -141,9 +146,14 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
         self.intercept_ = _plain((self._y_units.mean - self._x_units.mean @ weight).reshape(self.response_shape_))
         variance = np.mean(1 / flat["precision"], axis=0).reshape(-1)
         self.noise_ = _plain((np.sqrt(variance) * self._y_units.scale).reshape(self.response_shape_))
-        self.rank_posterior_ = rank_shares(self.network_, flat["cores"])
+        with jax.enable_x64(True):
+            counted, fitted = _summary(self.network_, flat, self._data)
+        self.rank_posterior_ = rank_shares(counted)
         self.rank_ = most_frequent_rank(self.rank_posterior_)
+        by_chain = {"predictions": np.asarray(fitted), "noise": -0.5 * np.log(flat["precision"])}
+        shape = self.draws_.shape
         self.diagnostics_: dict[str, Any] = {
+            "r_hat": check_mixing(self, {name: a.reshape(*shape, *a.shape[1:]) for name, a in by_chain.items()}),
             "remainder": (self._remainder.kind, self._remainder.length),
             "correlations": {k: float(CORRELATIONS[v].mean()) for k, v in trace.coefficient.member.items()},
         }
@@ -216,7 +226,8 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
 
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None")
-        axes = np.shape(y)
+        y = y if hasattr(y, "shape") else np.asarray(y)
+        axes = y.shape
         flat = _check_y(np.asarray(y).reshape(axes[0], -1) if len(axes) > 2 else y, multi_output=True, y_numeric=True)
         check_consistent_length(np.empty(n), flat)
         return np.asarray(flat, np.float64).reshape(axes)
@@ -225,6 +236,23 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
+
+
+@partial(jax.jit, static_argnames="network")
+def _summary(network: Network, draws: Any, data: Centred):
+    """Of each draw which indices count, and the fitted responses of low rank and remainder together.
+
+    In the eigenvectors of the remainder's kernel the latter is `(eta_j + ratio s_j y_j) / (1 + ratio s_j)`.
+    """
+
+    def one(draw):
+        gain = draw["ratio"][None] * data.spectrum.reshape(-1, *[1] * draw["ratio"].ndim)
+        eta = responses(network, draw["cores"], data.x)
+        fitted = ((eta + gain * data.y) / (1 + gain)).reshape(len(eta), -1)
+        counted = standing_out(network, draw["cores"], data.x, draw["precision"][None] / (1 + gain))
+        return counted, fitted[:, :: -(-fitted.shape[1] // _WATCHED)]
+
+    return jax.lax.map(one, draws)
 
 
 def _plain(value: np.ndarray) -> Any:

@@ -90,7 +90,7 @@ def diagnose(
 def _engine_figures(stats: Mapping[str, np.ndarray], temperature: float) -> tuple[dict[str, float], list[str]]:
     """The engine's own figures (means over draws; undone steps: total), and what is wrong with them."""
     names = ("kinetic_temperature", "inflation", "noise_share", "acceptance", "variance_ratio")
-    figures = {name: float(np.mean(stats[name])) for name in names if name in stats}
+    figures = {name: float(np.mean(stats[name])) for name in names if name in stats and not np.isnan(stats[name]).any()}
     advice = []
     kinetic = figures.get("kinetic_temperature", temperature) / temperature
     if not 0.8 <= kinetic <= 1.2:

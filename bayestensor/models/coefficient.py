@@ -8,6 +8,7 @@ family of matrices of which the data choose.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from bayestensor.tensor.design import (
 from bayestensor.tensor.network import Network
 from bayestensor.typing import Array, Float, Key
 
+_STEPS = math.log(0.1), math.log(10.0)  # ends of the log-uniform size of a step of log v, of either sign
 PORTION = 25  # sweeps of one call: one compiled program runs any number of them
 
 
@@ -90,18 +92,19 @@ class Coefficient:
             families: for each smooth core.
             draw: 1 to draw, 0 for conditional means and modes.
         """
-        network, cores = self.network, dict(state.cores)
-        core_key, member_key, scale_key = jax.random.split(key, 3)
+        network, cores, scales = self.network, dict(state.cores), dict(state.scales)
+        core_key, choice_key, member_key, scale_key = jax.random.split(key, 4)
         sizes = [self._noise_size(core.name, weight.shape) for core in network.cores]
-        noise = jnp.split(jax.random.normal(core_key, (sum(sizes),), x.dtype) * draw, np.cumsum(sizes)[:-1])
+        noise = jax.random.normal(core_key, (sum(sizes),), x.dtype) * draw
+        choices = jax.random.uniform(choice_key, (len(sizes), 5), x.dtype)
+        noise, choices = jax.lax.optimization_barrier((noise, choices))  # else compiled anew into whatever uses them
         member: dict[str, Any] = dict(state.member)
-        for piece, core in zip(noise, network.cores, strict=True):
+        for piece, core, choice in zip(jnp.split(noise, np.cumsum(sizes)[:-1]), network.cores, choices, strict=True):
             name, family = core.name, families.get(core.name)
-            cores[name], member[name] = self._core(
-                name, cores, state.scales, x, weight, target, family, member.get(name), piece, draw
-            )
-        chosen, white = self._members(member_key, cores, state.scales, families, draw)
-        scales = pick_scales(scale_key, self.network, self.prior, self.variance, state.scales, white, draw)
+            now = cores, scales, member.get(name)
+            cores, scales, member[name] = self._core(name, now, x, weight, target, family, piece, choice, draw)
+        chosen, white = self._members(member_key, cores, scales, families, draw)
+        scales = pick_scales(scale_key, self.network, self.prior, self.variance, scales, white, draw)
         return CoefficientState(cores, scales, chosen)
 
     def _systems(self, name: str, shape: tuple[int, ...]) -> tuple[int, int, int, bool]:
@@ -112,47 +115,94 @@ class Coefficient:
 
     def _noise_size(self, name: str, shape: tuple[int, ...]) -> int:
         b, rows, u, dual = self._systems(name, shape)
-        return 2 + (b * (u + rows) if dual else b * u)
+        return b * (u + rows) if dual else b * u
 
-    def _core(self, name, cores, scales, x, weight, target, family, member, noise, draw) -> tuple[Array, Any]:
-        """One core given the others (and the member of its family with the core integrated out).
+    def _core(
+        self, name, now, x, weight, target, family, noise, choice, draw
+    ) -> tuple[dict[str, Array], dict[str, Array], Any]:
+        """One core given the others, and with the core integrated out a Metropolis step of scales or smoothness.
 
-        In whitened coordinates the prior of the core is N(0, I). The member is moved by a Metropolis step whose ratio
-        is that of the evidences: given the core itself it would hardly move, since a core that the data leave open
-        looks like whatever it was drawn from.
+        In whitened coordinates (every core divided by the root of its prior's covariance) the prior of all cores is
+        N(0, I), and v_r -> v_r exp(delta_r) multiplies slice r of the design by exp(k delta_r / 2), k how often the
+        bond shrinks a core: the ratio of such a step is that of the evidences and of the priors of v. The other step
+        exchanges the member of the family. Given the core itself neither would move far, since a core that the data
+        leave open looks like whatever it was drawn from.
         """
-        network = self.network
+        (cores, scales, member), network = now, self.network
         b, rows, u, dual = self._systems(name, weight.shape)
         (z, legs), far = core_covariates(network, cores, name, x)
         _, q, p = system_shape(network, name)
-        sd = jnp.broadcast_to(core_sd(network, name, scales, self.variance)[None], (q, p)).reshape(-1)
+        sd = core_sd(network, name, scales, self.variance)
         w, t = by_system(network, name, weight), by_system(network, name, target)
+        bond, delta, own, all_ = self._growth(name, scales, choice, draw)
 
-        def drawn(root):
+        def drawn(grown, root):
             near = (z, legs)
             if root is not None:
                 (mode,) = unknowns(network, name).own
                 near = contract([near, (root, (mode, "white"))], tuple("white" if x == mode else x for x in legs)), legs
+            sds = jnp.broadcast_to((sd * jnp.exp(grown * all_))[None], (q, p)).reshape(-1)
             if dual:
-                rows_ = design(network, name, near, far) * sd[None]
-                white, log_z = row_space_draw(
-                    rows_, w, t, noise[2 : 2 + b * u].reshape(b, u), noise[2 + b * u :].reshape(b, rows)
-                )
+                rows_ = design(network, name, near, far) * sds[None]
+                first, second = noise[: b * u].reshape(b, u), noise[b * u :].reshape(b, rows)
+                white, log_z = row_space_draw(rows_, w, t, first, second)
             else:
                 gram, moment = normal_equations(network, name, near, far, weight, target)
-                outer = sd[:, None] * sd[None, :]
-                white, log_z = unknown_space_draw(gram * outer[None], moment * sd[None], noise[2:].reshape(b, u))
-            core = (white * sd[None]).reshape(b, q, p)
+                outer = sds[:, None] * sds[None, :]
+                white, log_z = unknown_space_draw(gram * outer[None], moment * sds[None], noise.reshape(b, u))
+            core = white.reshape(b, q, p) * (sd * jnp.exp(grown * own))[None, None]
             return (core if root is None else jnp.einsum("qr,brp->bqp", root, core)), log_z.sum()
 
+        grows = jnp.asarray([0.0, 1.0], x.dtype)
         if family is None:
-            return from_systems(network, name, drawn(None)[0]), member
-        steps = jnp.floor(jax.scipy.special.ndtr(noise[0]) * len(family.log_det)).astype(int)
-        tried = jnp.stack([member, (member + steps) % len(family.log_det)])
-        both, log_z = jax.vmap(lambda k: drawn(family.root[k]))(tried)
-        better = log_z[1] - log_z[0] > draw * jax.scipy.special.log_ndtr(noise[1])
-        taken = better.astype(int)
-        return from_systems(network, name, both[taken]), tried[taken]
+            both, log_z = jax.vmap(lambda grown: drawn(grown, None))(grows)
+        else:
+            smoother = choice[0] < 0.5
+            grows = jnp.where(smoother, 0.0, grows)
+            steps = jnp.where(smoother, jnp.floor(choice[1] * len(family.log_det)).astype(int), 0)
+            tried = jnp.stack([member, (member + steps) % len(family.log_det)])
+            both, log_z = jax.vmap(lambda grown, k: drawn(grown, family.root[k]))(grows, tried)
+        gain = log_z[1] - log_z[0]
+        if bond is not None:
+            level = jnp.log(scales[bond])
+            change = self.prior.log_density(level + grows[1] * delta) - self.prior.log_density(level)
+            gain = gain + change.sum()
+        taken = (gain > draw * jnp.log(choice[2])).astype(int)
+        member = member if family is None else tried[taken]
+        cores = cores | {name: from_systems(network, name, both[taken])}
+        if bond is None:
+            return cores, scales, member
+        delta = delta * grows[taken]
+        for core in network.cores:
+            if core.name != name and bond in network.shrunk_by(core.name):
+                factor = jnp.exp(0.5 * network.shrunk_by(core.name).count(bond) * delta)
+                at = tuple(slice(None) if leg == bond else None for leg in core.legs)
+                cores[core.name] = cores[core.name] * factor[at]
+        return cores, scales | {bond: scales[bond] * jnp.exp(delta)}, member
+
+    def _growth(self, name, scales, choice, draw) -> tuple[str | None, Array, Array, Array]:
+        """A step of the log v of one bond of a core, of all its indices alike or of one.
+
+        Returns:
+            The bond (None where nothing shrinks the core), delta, and by bond index of the core the logs of what delta
+            multiplies: its sd, its whitened design.
+        """
+        network = self.network
+        bonds = unknowns(network, name).bonds
+        place = [core.name for core in network.cores].index(name)
+        mine = [bond for bond in dict.fromkeys(network.shrunk_by(name)) if bond in bonds]
+        if not mine:
+            zero = jnp.zeros(system_shape(network, name)[2], choice.dtype)
+            return None, zero, zero, zero
+        bond = mine[place % len(mine)]
+        sign, size = jnp.where(choice[3] < 0.5, -1.0, 1.0), jnp.abs(2 * choice[3] - 1)
+        step = draw * sign * jnp.exp(_STEPS[0] + (_STEPS[1] - _STEPS[0]) * size)
+        index = jnp.floor(choice[4] * 2 * network.size[bond])  # half of the time no index: all of them
+        one = jnp.arange(network.size[bond], dtype=choice.dtype) == index
+        delta = jnp.where(one | (index >= network.size[bond]), step, 0.0).astype(choice.dtype)
+        along = contract([(delta, (bond,)), *_unit(network, bonds, bond, choice.dtype)], bonds).reshape(-1)
+        counts = [network.shrunk_by(core.name).count(bond) for core in network.cores]
+        return bond, delta, 0.5 * counts[place] * along, 0.5 * sum(counts) * along
 
     def _members(self, key, cores, scales, families, draw) -> tuple[dict[str, Array], dict[str, Array]]:
         """Member of each family given its core, and the cores with that covariance taken out.
@@ -183,11 +233,15 @@ def run_portion(sweep: Callable[[Array, Any], Any], seed: Array, part: Array, st
     return jax.lax.map(lambda now: jax.lax.scan(one, now[0], now[1]), (states, keys))
 
 
+def _unit(network: Network, bonds: tuple[str, ...], without: str, dtype) -> list[Any]:
+    return [(jnp.ones(network.size[b], dtype), (b,)) for b in bonds if b != without]
+
+
 def core_sd(network: Network, name: str, scales: dict[str, Array], variance: float) -> Float[Array, "p"]:
     """`sigma_core * sqrt(product of v over shrunk_by)`, one number for each bond index of the core."""
     _, _, bonds = unknowns(network, name)
     dtype = jnp.result_type(*scales.values()) if scales else jnp.zeros(()).dtype
-    terms = [(jnp.ones(network.size[b], dtype), (b,)) for b in bonds]
+    terms = _unit(network, bonds, "", dtype)
     terms += [(jnp.sqrt(scales[b]), (b,)) for b in network.shrunk_by(name)]
     product = contract(terms, bonds) if terms else jnp.ones((), dtype)
     return jnp.asarray(variance**0.5, dtype) * product.reshape(-1)

@@ -63,6 +63,14 @@ def responses(network: Network, cores: Mapping[str, Array], x: Float[Array, "n *
     return contract([(x, (BATCH, *network.rows)), *terms], (BATCH, *network.cols))
 
 
+def slice_responses(
+    network: Network, cores: Mapping[str, Array], x: Float[Array, "n *rows"], bond: str
+) -> Float[Array, "n *cols r"]:
+    """`<X_n, W restricted to bond = r>` for each r."""
+    terms: list[Term] = [(cores[c.name], c.legs) for c in network.cores]
+    return contract([(x, (BATCH, *network.rows)), *terms], (BATCH, *network.cols, bond))
+
+
 def core_covariates(
     network: Network, cores: Mapping[str, Array], name: str, x: Float[Array, "n *rows"]
 ) -> tuple[Term, list[Term]]:
