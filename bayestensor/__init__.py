@@ -29,7 +29,7 @@ _WHERE = {
     "tensor.initialise": ("initialise",),
     "tensor.sized": ("conv_network", "embed_network", "linear_network"),
     "tensor.surgery": ("keep", "pad"),
-    "priors": ("PRIORS", "Gamma", "HalfCauchy", "InverseGamma", "LogUniform"),
+    "priors": ("PRIORS", "Gamma", "GeneralisedHyperbolic", "HalfCauchy", "InverseGamma", "LogUniform"),
     "nn.attention": ("MultiHeadAttention", "TransformerBlock"),
     "nn.conv": ("Conv",),
     "nn.embedding": ("Embed",),

@@ -166,13 +166,29 @@ def predict(run_dir: Path, inputs: Path, out: Path | None) -> None:
 @main.command()
 @click.argument("tensor", metavar="IN", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
-@click.option("--format", default="cp", show_default=True, help="Network of the tensor.")
+@click.option("--format", default="cp", show_default=True, help="Network of the tensor; auto: by held-out density.")
+@click.option("--likelihood", default="gaussian", show_default=True, help="Or student_t, bernoulli, poisson.")
+@click.option(
+    "--effects", default="none", show_default=True, help="Modes with offsets: auto (all), none, or as in 0,2."
+)
+@click.option("--conformal", default=0.0, help="Share of entries left out to correct the intervals by; 0: none.")
+@click.option(
+    "--conformal-by", default="random", help="What is left out: random entries, or fibres along a mode, as in 2."
+)
 @click.option("--max-rank", type=int, help="Largest rank.  [default: from shape and number of observations]")
 @click.option("--draws", default=100, show_default=True, help="Posterior draws.")
 @click.option("--hold-out", default=0.1, show_default=True, help="Share of entries a first fit is tested on; 0: none.")
 @click.option("--seed", default=0, show_default=True)
 def complete(
-    tensor: Path, out: Path, format: str, max_rank: int | None, draws: int, hold_out: float, seed: int
+    tensor: Path,
+    out: Path,
+    max_rank: int | None,
+    draws: int,
+    hold_out: float,
+    seed: int,
+    effects: str,
+    conformal_by: str,
+    **options: Any,
 ) -> None:
     """Fill the holes of the tensor in IN (.npy, .npz, .nc, or a .csv or .parquet long table), with intervals.
 
@@ -180,13 +196,18 @@ def complete(
     figures.
     """
     with _one_line_errors():
+        from rich.console import Console
+
         from bayestensor.experiment.complete import complete as fill
+        from bayestensor.experiment.complete import modes
+        from bayestensor.experiment.console import completion_table
 
         _keep_compiled()
-        options = {"format": format, "max_rank": max_rank or "auto", "num_draws": draws, "random_state": seed}
+        by = int(conformal_by) if conformal_by.isdigit() else conformal_by
+        options |= {"max_rank": max_rank or "auto", "num_draws": draws, "random_state": seed}
+        options |= {"effects": modes(effects), "conformal_by": by}
         _, summary = fill(tensor, out, options, hold_out, click.echo)
-        for name, value in summary.items():
-            click.echo(f"{name}: {value}")
+        Console().print(completion_table(summary))
         click.echo(f"completed: {out}")
 
 

@@ -19,6 +19,7 @@ from bayestensor.models.likelihoods import Categorical, Likelihood
 from bayestensor.models.neural import NeuralModel
 from bayestensor.priors import LogUniform
 from bayestensor.priors.base import ScalePrior
+from bayestensor.ranks.budget import within_budget
 from bayestensor.ranks.select import Rule, norm_lost, select
 from bayestensor.typing import Array, Position
 
@@ -78,6 +79,7 @@ def fit_map(
     ramp_epochs: float = 5.0,
     prune_epochs: Sequence[int] = (),
     rule: Rule | None = None,
+    max_params: int | None = None,
     scale_floor: float = 1e-8,
     seed: int = 0,
     callback: Callable[[dict[str, float]], None] | None = None,
@@ -95,6 +97,7 @@ def fit_map(
         temperature: weight of the prior; 1 is the posterior.
         warmup_epochs, ramp_epochs: no shrinkage, then from none to full.
         prune_epochs: after which epochs slices are cut by `rule` (default `norm_lost(1e-2)`).
+        max_params: most parameters after the last cut, weights outside the networks included; slices of least norm go.
         scale_floor: smallest v.
         seed: of the order of the data.
         callback: told of each epoch.
@@ -108,6 +111,8 @@ def fit_map(
         raise ValueError(f"x has {len(x)} rows and y has {len(y)}; they need one target a row")
     if not 1 <= batch_size <= len(x):
         raise ValueError(f"batch_size is {batch_size}; it is at least 1 and at most the {len(x)} rows of x")
+    if max_params is not None and not prune_epochs:
+        raise ValueError(f"max_params is {max_params} without prune_epochs; the budget is met at the last of those")
     if epochs < 1 or any(not 1 <= epoch <= epochs for epoch in prune_epochs):
         raise ValueError(f"epochs is {epochs} and prune_epochs {tuple(prune_epochs)}; cuts fall in epochs 1 to epochs")
     neural = NeuralModel(model, prior or LogUniform(), likelihood or Categorical())
@@ -129,7 +134,8 @@ def fit_map(
         if names := not_finite_arrays(carry.state):  # an update may overflow, which only the step after it would tell
             raise FloatingPointError(f"after epoch {epoch + 1} {names} are not finite; lower the learning rate")
         if epoch + 1 in prune_epochs:
-            state = _cut(neural, carry.state, carry.state.position, rule or norm_lost(1e-2))
+            most = max_params if epoch + 1 == max(prune_epochs) else None
+            state = _cut(neural, carry.state, carry.state.position, rule or norm_lost(1e-2), most)
             carry = carry._replace(state=state)
         position = carry.state.position
         means = jax.tree.map(lambda total: float(total) / steps, carry.totals)._asdict()
@@ -140,8 +146,11 @@ def fit_map(
     return Fit(neural, carry.state.position, history)
 
 
-def _cut(model: NeuralModel, state: Any, position: Position, rule: Rule) -> Any:
-    """The state without the slices that the rule drops at the position."""
+def _cut(model: NeuralModel, state: Any, position: Position, rule: Rule, max_params: int | None = None) -> Any:
+    """The state without the slices that the rule drops at the position, within a budget where there is one."""
     scales = {name: {b: np.exp(v) for b, v in bonds.items()} for name, bonds in position["log_scales"].items()}
-    chosen = select(model.tensors(position), rule, scales=scales)
+    tensors = model.tensors(position)
+    chosen = select(tensors, rule, scales=scales)
+    if max_params is not None:
+        chosen = within_budget(tensors, model.num_free(position), max_params=max_params, keep=chosen.keep)
     return map_positions(state, position, model.cuts(position, chosen.keep))

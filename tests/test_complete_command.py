@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from bayestensor import cli
 from bayestensor.data.tensors import TENSORS, load_tensor
 from bayestensor.errors import DataError
 from bayestensor.estimators.factors import align
 from bayestensor.experiment import complete as command
+from bayestensor.experiment.console import completion_table
 from bayestensor.tensor.formats import FORMATS
 
 OPTIONS = {"num_draws": 10, "burn_in": 5, "warm_up": 20, "max_rank": 3, "smooth": (), "random_state": 0}
@@ -68,10 +71,27 @@ def test_every_kind_of_file_gives_the_same_completion(tensor, tmp_path, kind, mo
 
 def test_held_out_entries_are_not_seen_and_figures_are_drawn(tensor, tmp_path):
     _save(tensor, tmp_path / "x.npy")
-    _, summary = command.complete(tmp_path / "x.npy", tmp_path / "out", OPTIONS, 0.2, lambda _: None)
+    options = OPTIONS | {"conformal": 0.15}
+    _, summary = command.complete(tmp_path / "x.npy", tmp_path / "out", options, 0.2, lambda _: None)
+    completed = np.load(tmp_path / "out" / "completed.npz", allow_pickle=False)
+    assert (completed["conformal_lower"] < completed["mean"]).all() and (
+        completed["mean"] < completed["conformal_upper"]
+    ).all()
     held = summary["held_out"]
     assert held["entries"] == np.ceil(0.2 * summary["observed"])
     assert 0.05 < held["rrse"] < 0.5 and held["width_90"] > 0.2  # noise of 0.1 in entries of sd 1.4, never below it
+    shown = StringIO()
+    Console(file=shown, width=100).print(completion_table(summary))
+    for fragment in (
+        "6 x 5 x 4",
+        "rank",
+        "2 (cp)",
+        f"{held['entries']} entries",
+        f"{held['rrse']:.4g}",
+        "conformal 90 %",
+        "num_draws",
+    ):
+        assert fragment in shown.getvalue()
     for name in ("rank", "held_out", "weights", "factors"):
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
 
@@ -92,6 +112,12 @@ def test_bad_files_end_with_one_line(tmp_path, name, content, fragment):
     result = CliRunner().invoke(cli.main, ["complete", str(tmp_path / name), "-o", str(tmp_path / "out")])
     assert result.exit_code == 2 and fragment in result.output and len(result.output.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_modes_are_read_from_text():
+    assert [command.modes(text) for text in ("auto", "none", "0, 2")] == ["auto", (), (0, 2)]
+    with pytest.raises(DataError, match="effects is 'users'"):
+        command.modes("users")
 
 
 def test_components_are_aligned_whatever_order_and_sign_they_were_drawn_in():

@@ -11,8 +11,7 @@ from sklearn.base import clone
 
 from bayestensor.estimators import TensorCompletion
 from bayestensor.estimators.starting import seen_noise, standing_out
-from bayestensor.models.augment import polya_gamma, polya_gamma_mean
-from bayestensor.models.conjugate import CORRELATIONS, chain_posterior, pick_correlations, row_posterior
+from bayestensor.models.rows import CORRELATIONS, chain_posterior, pick_correlations, row_posterior
 from bayestensor.priors.log_gamma import draw_log_gamma
 from bayestensor.tensor.formats import FORMATS
 from bayestensor.tensor.initialise import initialise
@@ -45,9 +44,13 @@ def test_normal_equations_are_those_of_the_design_matrix(format):
     rows, cols = (SHAPE[:2], SHAPE[2:]) if format == "tt_matrix" else (SHAPE, ())
     network = FORMATS[format](rows, cols, rank=2)
     values, observed = _holes(shape=network.shape)
+    weights = np.random.default_rng(1).uniform(0.5, 2, network.shape)
     with jax.enable_x64(True):
         cores = initialise(jax.random.key(1), network, dtype=jnp.float64).cores
-        both = Grid.build(values, observed), Entries.build(network, np.argwhere(observed), values[observed])
+        both = (
+            Grid.build(values, observed, weights),
+            Entries.build(network, np.argwhere(observed), values[observed], weights[observed]),
+        )
         found = jax.jit(lambda c, d: {n: [normal_equations(network, c, n, x) for x in d] for n in c})(cores, both)
     cores = {name: np.asarray(core) for name, core in cores.items()}
     for name, core in cores.items():
@@ -60,8 +63,9 @@ def test_normal_equations_are_those_of_the_design_matrix(format):
             for row in range(q):
                 full[np.ix_(place[row], place[row])] = gram[row]
             assert gram.shape == (q, p, p)
-            np.testing.assert_allclose(full, design.T @ design, atol=1e-10)
-            np.testing.assert_allclose(moment, (design.T @ values[observed])[place], atol=1e-10)
+            weighted = design * weights[observed][:, None]
+            np.testing.assert_allclose(full, weighted.T @ design, atol=1e-10)
+            np.testing.assert_allclose(moment, (weighted.T @ values[observed])[place], atol=1e-10)
 
 
 def _dense(network, cores):
@@ -192,7 +196,7 @@ def test_intervals_and_scores_are_those_of_the_mixture_of_draws(problem):
     np.testing.assert_allclose(sd**2, draws.var(0) + (noise**2).mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["masked", "coords", "xarray", "table", "other values behind the mask"])
+@pytest.mark.parametrize("kind", ["masked", "coords", "xarray", "table", "other values behind the mask", "weights"])
 def test_every_input_gives_the_same_bits(problem, kind):
     _, _, observed, holed, fit = problem
     coords, values = np.argwhere(observed), holed[observed]
@@ -205,6 +209,10 @@ def test_every_input_gives_the_same_bits(problem, kind):
         model.fit(pytest.importorskip("xarray").DataArray(holed, dims=("a", "b", "c")))
     elif kind == "table":
         model.fit(pd.DataFrame({"a": coords[:, 0], "b": coords[:, 1], "c": coords[:, 2], "y": values}))
+    elif kind == "weights":  # of 0 and 1, for rows in any order
+        order = np.random.default_rng(0).permutation(holed.size)
+        every, given = np.argwhere(np.ones_like(observed))[order], np.where(observed, holed, 7.0).ravel()[order]
+        model.fit(every, given, holed.shape, sample_weight=observed.ravel()[order])
     else:
         model.fit(np.ma.masked_array(np.where(observed, holed, 1e30), ~observed))
     np.testing.assert_array_equal(np.asarray(model.predict()), fit.predict())
@@ -214,41 +222,6 @@ def test_every_input_gives_the_same_bits(problem, kind):
 def test_the_unit_of_the_data_does_not_matter(problem, factor):
     _, _, _, holed, fit = problem
     np.testing.assert_allclose(clone(fit).fit(holed * factor).predict() / factor, fit.predict(), rtol=1e-4, atol=1e-4)
-
-
-def test_polya_gamma_draws_turn_the_logistic_function_into_a_gaussian():
-    # E exp(-omega x^2 / 2) = cosh(c / 2) / cosh(sqrt(c^2 + x^2) / 2); 40 000 draws, five standard errors: false alarm
-    # 6e-6 in all; terms too large by 5 % move the means by seven or more
-    c, x = np.array([0.0, 1.0, 4.0, 12.0]), np.array([4.0, 4.0, 8.0, 14.0])
-    with jax.enable_x64(True):
-        omega = np.asarray(jax.jit(polya_gamma)(jax.random.key(0), jnp.broadcast_to(jnp.asarray(c), (40_000, 4))))
-    assert (omega > 0).all()
-    for draws, wanted in (
-        (omega, np.asarray(polya_gamma_mean(jnp.asarray(c)))),
-        (np.exp(-0.5 * omega * x**2), np.cosh(c / 2) / np.cosh(np.sqrt(c**2 + x**2) / 2)),
-    ):
-        assert (np.abs(draws.mean(0) - wanted) < 5 * draws.std(0) / 200).all()
-
-
-def test_yes_and_no_are_predicted_by_probabilities():
-    from scipy.special import expit, logit
-    from sklearn.metrics import log_loss
-
-    rng = np.random.default_rng(0)
-    log_odds = np.einsum("ir,jr,kr->ijk", *(1.6 * rng.normal(size=(n, 2)) for n in (12, 10, 8)))
-    values = (rng.random(log_odds.shape) < expit(log_odds)).astype(float)
-    observed = rng.random(log_odds.shape) < 0.7
-    fit = TensorCompletion(**FAST, likelihood="bernoulli").fit(np.where(observed, values, np.nan))
-    probability = fit.predict()
-    held = values[~observed]
-    losses = [log_loss(held, p[~observed]) for p in (expit(log_odds), probability, np.full(values.shape, held.mean()))]
-    # 288 hidden entries, standard error of a loss 0.03: what is known of the truth is most of what can be known
-    assert losses[1] < losses[0] + 0.4 * (losses[2] - losses[0])
-    np.testing.assert_allclose(fit.score(np.where(observed, np.nan, values)), -losses[1], rtol=1e-6)
-    lower, upper = fit.predict_interval(0.9)
-    assert ((lower >= 0) & (lower <= upper) & (upper <= 1)).all() and np.isfinite(logit(probability)).all()
-    with pytest.raises(ValueError, match="must be 0 or 1"):
-        clone(fit).fit(log_odds)
 
 
 BAD = {
@@ -271,8 +244,26 @@ def test_bad_inputs_are_named(case):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("inference", "mcmc"), ("likelihood", "normal"), ("format", "cpd"), ("num_draws", 0), ("smooth", "yes")],
+    [
+        ("inference", "mcmc"),
+        ("likelihood", "normal"),
+        ("format", "cpd"),
+        ("num_draws", 0),
+        ("smooth", "yes"),
+        ("effects", "all"),
+        ("effects", (0, 5)),
+        ("conformal", 1.0),
+    ],
 )
 def test_bad_parameters_are_named(name, value):
     with pytest.raises(ValueError, match=name if name != "smooth" else "smooth is"):
         TensorCompletion(**{**FAST, name: value}).fit(np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [(np.ones((2, 2)), "one weight a row"), (-np.eye(3), "nowhere negative"), (np.zeros((3, 3)), "above 0")],
+)
+def test_bad_weights_are_named(weight, message):
+    with pytest.raises(ValueError, match=message):
+        TensorCompletion(**FAST).fit(np.eye(3), sample_weight=weight)

@@ -92,6 +92,12 @@ def test_the_same_seed_gives_the_same_bits():
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True))
 
 
+def test_the_last_cut_meets_the_budget():
+    """22 weights a rank, 8 biases."""
+    fit = small(epochs=3, prune_epochs=(1, 2), max_params=60, rule=bt.norm_lost(1e-6))
+    assert [record["num_parameters"] for record in fit.history] == [74, 52, 52]
+
+
 def test_the_model_that_was_given_can_be_used_again():
     x, y, _ = low_rank_data()
     model = bt.MLP([bt.tt_matrix((2, 4), (3, 4), 3), (8, 8)], rngs=nnx.Rngs(0))
@@ -117,6 +123,7 @@ BAD = [
     ({"epochs": 0}, "epochs is 0"),
     ({"prune_epochs": (3,)}, r"epochs is 2 and prune_epochs \(3,\)"),
     ({"prune_epochs": (0,)}, "prune_epochs"),
+    ({"max_params": 10}, "max_params is 10 without prune_epochs"),
     ({"y": np.zeros(200, np.float32)}, r"targets have shape \(50,\)"),
     ({"prior": {"layer": bt.HalfCauchy()}}, r"priors name the layers \['layer'\]; the model's are \['layers.0'\]"),
 ]

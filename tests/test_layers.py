@@ -293,9 +293,9 @@ def test_every_network_of_a_layer_has_a_prior_and_can_be_cut(name):
 @pytest.mark.slow
 @pytest.mark.promoting
 @pytest.mark.parametrize(("kind", "gates"), [(LSTMCell, 4), (GRUCell, 3)])
-@pytest.mark.parametrize("reverse", [False, True])
-def test_recur_is_flax_rnn(kind, gates, reverse):
-    layer = randomised(cell(kind, gates)("tt_matrix"))
+@pytest.mark.parametrize(("format", "reverse"), [("tt_matrix", False), ("cp", True)])  # W_h formed, and not
+def test_recur_is_flax_rnn(kind, gates, format, reverse):
+    layer = randomised(cell(kind, gates)(format))
     x = floats(2, 4, 8)
     graphdef, state = nnx.split(layer)
 
@@ -352,6 +352,7 @@ def test_a_prime_vocabulary_gets_rows_that_factorise():
     assert 10_007 < rows <= 10_207 and features == 64
     assert max(network.size[leg] for leg in network.rows) < 40
     assert embed_network(4096, 64).matrix_shape[0] == 4096  # already good
+    assert embed_network(10**7, 128, rank=4).matrix_shape == (10_160_640, 128)  # found without trying every number
 
 
 SQUARE = linear_network(8, 8, "tt_matrix", 3, 2)

@@ -12,7 +12,16 @@ import pytest
 import scipy.stats as st
 from scipy.integrate import cumulative_trapezoid
 
-from bayestensor.priors import PRIORS, Gamma, HalfCauchy, InverseGamma, LogUniform, ScalePrior, conditional
+from bayestensor.priors import (
+    PRIORS,
+    Gamma,
+    GeneralisedHyperbolic,
+    HalfCauchy,
+    InverseGamma,
+    LogUniform,
+    ScalePrior,
+    conditional,
+)
 from bayestensor.priors.log_concave import sample_log_concave
 
 TABLE = [
@@ -23,6 +32,7 @@ TABLE = [
     InverseGamma(2.0, 0.3),
     Gamma(),
     Gamma(2.5, 0.7),
+    GeneralisedHyperbolic(0.7, 0.2, 0.5),
 ]
 # scipy's law of s (or of v) for each prior
 ORACLE = {
@@ -30,6 +40,10 @@ ORACLE = {
     HalfCauchy: lambda p: ("s", st.halfcauchy(scale=p.eta)),
     InverseGamma: lambda p: ("v", st.invgamma(p.shape, scale=p.scale)),
     Gamma: lambda p: ("s", st.gamma(p.shape, scale=1 / p.rate)),
+    GeneralisedHyperbolic: lambda p: (
+        "v",
+        st.geninvgauss(-p.shape, 2 * np.sqrt(p.scale * p.rate), scale=np.sqrt(p.scale / p.rate)),
+    ),
 }
 # (M, D): mode inside, dead slice, live slice, at an end of a truncated support, one entry, many entries
 ENTRIES = [(20.0, 20.0), (1e-6, 8.0), (3e4, 1e5), (0.5, 1.0), (1e6, 5.0), (1e-4, 300.0), (2e-3, 40.0)]

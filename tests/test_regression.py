@@ -23,8 +23,8 @@ from bayestensor.models.coefficient import (
     row_space_draw,
     unknown_space_draw,
 )
-from bayestensor.models.conjugate import CORRELATIONS
 from bayestensor.models.regression import RATIOS, Centred, pick_noise
+from bayestensor.models.rows import CORRELATIONS
 from bayestensor.priors import InverseGamma
 from bayestensor.tensor import design as equations
 from bayestensor.tensor.formats import FORMATS, cp

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bayestensor.inference.base import Posterior
-from bayestensor.inference.sample import sample
+from bayestensor.inference.sample import sample, stream
 from bayestensor.inference.stein import affine, groups, interact
 from bayestensor.inference.svgd import svgd
 
@@ -155,6 +155,29 @@ def test_particles_that_start_too_wide_are_drawn_in(wide):
     assert 0.8 < (draws.positions**2).mean() / 0.01 < 1.2
 
 
+def test_a_particle_thrown_out_after_burn_in_comes_back():
+    """exp(-x^4 / 4) has sd 0.8; explicit steps of the frozen scale overshoot from |x| about 9 on, ever farther."""
+    quartic = Posterior(lambda x: -0.25 * (x**4).sum(), lambda x, batch: 0.0 * batch, 1)
+    engine = svgd(quartic, burn_in=200)
+    start = 0.5 * jax.random.normal(jax.random.key(0), (1, 20, 3))
+    *_, run = sample(engine, jax.random.key(1), start, jnp.zeros(1), draws=1, burn_in=200, chunk=1, parallel="vmap")
+    thrown = run._replace(states=run.states._replace(particles=run.states.particles.at[0, 0].set(30.0)))
+    (piece,) = stream(engine, thrown, jnp.zeros(1), draws=1, thin=400, chunk=1, parallel="vmap")
+    assert not piece.info.nonfinite.any()
+    assert np.abs(piece.positions).max() < 5
+
+
+def test_a_step_out_of_the_support_is_undone():
+    """N(0, 1) cut off at 2, where the density has no gradient that leads back: the next step starts from within."""
+    cut = Posterior(lambda x: jnp.where(jnp.abs(x) < 2, -0.5 * x**2, -jnp.inf).sum(), lambda x, batch: 0.0 * batch, 1)
+    start = jnp.linspace(-1, 1, 5).reshape(1, 5, 1)
+    run = {"draws": 400, "burn_in": 200, "chunk": 400, "parallel": "vmap"}
+    with pytest.warns(UserWarning, match="steps undone"):
+        draws, _ = sample(svgd(cut, burn_in=200), jax.random.key(0), start, jnp.zeros(1), **run)
+    assert draws.stats["finite"].mean() > 0.5
+    assert draws.positions[:, -100:].std() > 0.5
+
+
 @pytest.mark.parametrize("burn_in", [20, 500])
 def test_particles_at_two_modes_spread_within_both(burn_in):
     """Modes of sd 0.1, 141 sds apart in 50 dimensions, 10 particles each: none is swept across. 20 x 50 x 100 numbers
@@ -169,6 +192,7 @@ def test_particles_at_two_modes_spread_within_both(burn_in):
     draws, _ = sample(svgd(both, several_modes=True, burn_in=burn_in), jax.random.key(1), start, jnp.zeros(1), **run)
     assert not draws.stats["nonfinite"].any()
     assert 0.8 < ((draws.positions - np.asarray(sign)) ** 2).mean() / 0.01 < 1.25
+    assert np.isnan(draws.stats["variance_ratio"]).all() and not draws.stats["collapsed"].any()
 
 
 @functools.cache

@@ -38,8 +38,8 @@ from bayestensor.inference.draws import Draws
 from bayestensor.models.augment import polya_gamma_mean
 from bayestensor.models.coefficient import Coefficient
 from bayestensor.models.compiled import quick_jit
-from bayestensor.models.conjugate import CORRELATIONS
 from bayestensor.models.logistic import Labelled, LogisticState, stick_probabilities, sweeps
+from bayestensor.models.rows import CORRELATIONS
 from bayestensor.tensor.design import responses
 from bayestensor.tensor.network import Network
 

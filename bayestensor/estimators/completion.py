@@ -14,10 +14,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from bayestensor.estimators import inputs
 from bayestensor.estimators.fitting import Plan, closed_form_fit, default_network, noise_variance
+from bayestensor.estimators.held_out import conformal_quantile, format_scores, held_out, normalised_residuals, part
 from bayestensor.estimators.prediction import Posterior
 from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import rrse
-from bayestensor.models.augment import LIKELIHOODS
+from bayestensor.models.augment import DISCRETE, LIKELIHOODS
 from bayestensor.priors.base import ScalePrior
 
 _INFERENCE = ("gibbs", "variational", "map")
@@ -26,18 +27,24 @@ _INFERENCE = ("gibbs", "variational", "map")
 class TensorCompletion(BaseEstimator):
     """A low-rank tensor behind noisy, incomplete observations; its rank, noise and smoothness are learnt.
 
-    `y = X[x] + noise`, X a tensor network whose bonds carry shrinkage scales. Where the rows of a factor resemble their
-    neighbours (time, wavelengths, pixels), that is learnt as well, mode by mode (see `models.conjugate`).
+    `y = X[x] + effects + noise`, X a tensor network whose bonds carry shrinkage scales. Where the rows of a factor
+    resemble their neighbours (time, wavelengths, pixels), that is learnt too, mode by mode (see `models.conjugate`).
 
     Args:
-        format: name of the network, one of `bayestensor.FORMATS`.
+        format: name of the network, one of `bayestensor.FORMATS`; 'auto' for the one of cp, tucker and tensor_train
+            that gives a held-out tenth of the entries the highest density (four fits in all).
         max_rank: largest size of each bond, a number or a mapping bond -> number; 'auto' from the shape and the number
             of observations.
         prior: of the scales; `estimators.fitting.default_prior` when None.
         smooth: modes whose neighbouring indices may resemble each other; 'auto' lets every mode of size 3 or more,
             because a correlation of 0 is among the values that are learnt; () for none.
         likelihood: 'gaussian'; 'student_t' (4 degrees of freedom: outliers weigh little); 'bernoulli' (values 0 and 1:
-            the network is the log odds, and predictions are probabilities).
+            the network is the log odds, and predictions are probabilities); 'poisson' (counts: the network is the log
+            rate, predictions are rates and intervals those of counts; see `models.augment` for its approximation).
+        effects: modes whose every index has an offset of its own, shrunk and learnt (users, items, times), around a
+            constant; 'auto' for all modes, () for none. Answers and counts have the constant in any case.
+        conformal: share of the observed entries that the fit leaves out, for `conformal_interval`; 0 for none.
+        conformal_by: what is left out: 'random' entries, or whole fibres along a mode (its number).
         inference: 'gibbs' (draws, the only one whose intervals hold the whole posterior), 'variational' (mean field:
             quick, its intervals too narrow), 'map' (no uncertainty but the noise).
         num_draws, burn_in: Gibbs sweeps that are kept, and before that dropped.
@@ -50,7 +57,9 @@ class TensorCompletion(BaseEstimator):
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
         factors_: core name -> array, of the last draw (of the mean, for 'variational' and 'map').
         noise_: posterior mean of the noise's scale (its standard deviation for 'gaussian'), in the units of the data.
-        draws_: `Draws` with positions `{"cores": ...}` in the units of the data divided by `scale_`.
+        effects_: mode -> posterior mean of its offsets, and 'constant', in the data's units (or log odds, log rates).
+        residuals_: with `conformal`, `|y - mean| / sd` of the entries left out, ascending.
+        draws_: `Draws` with positions `{"cores": ..., "effects": ...}` in the units of the data divided by `scale_`.
         diagnostics_: seconds, sweeps, ranks on the way, correlations of neighbours, slices without an observation.
     """
 
@@ -61,6 +70,9 @@ class TensorCompletion(BaseEstimator):
         prior: ScalePrior | None = None,
         smooth: Any = "auto",
         likelihood: str = "gaussian",
+        effects: Any = (),
+        conformal: float = 0.0,
+        conformal_by: Any = "random",
         inference: str = "gibbs",
         num_draws: int = 100,
         burn_in: int = 30,
@@ -72,44 +84,63 @@ class TensorCompletion(BaseEstimator):
         self.prior = prior
         self.smooth = smooth
         self.likelihood = likelihood
+        self.effects = effects
+        self.conformal = conformal
+        self.conformal_by = conformal_by
         self.inference = inference
         self.num_draws = num_draws
         self.burn_in = burn_in
         self.warm_up = warm_up
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None, shape: Sequence[int] | None = None) -> TensorCompletion:
+    def fit(
+        self, X: Any, y: Any = None, shape: Sequence[int] | None = None, sample_weight: Any = None
+    ) -> TensorCompletion:
         """Learn from the observed entries.
 
         Args:
             X: a tensor with holes (see `estimators.inputs.read`), or coordinates (n, modes) with `y`.
             y: values (n,) at the coordinates.
             shape: of the whole tensor, with coordinates.
+            sample_weight: of the values: an entry's noise variance is `noise_^2 / weight`. An array of the tensor's
+                shape, or one number a row of coordinates or of a table; 'gaussian' only.
 
         Raises:
             ValueError: see `read`; or a parameter that is none of its values.
         """
         self._check()
         given = inputs.read(X, y, shape)
-        binary = self.likelihood == "bernoulli"
-        if binary and not np.isin(given.values, (0, 1)).all():
-            raise ValueError("likelihood is 'bernoulli'; every observed value must be 0 or 1")
-        self.scale_ = 1.0 if binary else _root_mean_square(given.values)
-        network = default_network(self.format, given.shape, len(given.values), self.max_rank)
+        if sample_weight is not None:
+            if self.likelihood != "gaussian" or self.conformal:
+                raise ValueError("sample_weight goes with likelihood 'gaussian' and without conformal")
+            given = inputs.weighted(given, X, sample_weight)
+        _check_values(self.likelihood, given.values)
         seed = check_random_state(self.random_state).randint(2**31)
+        scores = format_scores(self, given, seed) if self.format == "auto" else {}
+        self.format_ = max(scores, key=scores.__getitem__) if scores else self.format
+        whole = given
+        if self.conformal:
+            rows = held_out(whole, self.conformal, self.conformal_by, seed)
+            given = part(whole, ~rows)
+        discrete = self.likelihood in DISCRETE
+        self.scale_ = 1.0 if discrete else _root_mean_square(given.values)
+        network = default_network(self.format_, given.shape, len(given.values), self.max_rank)
         sizes = self.num_draws, self.burn_in, self.warm_up
-        plan = Plan(self.prior, self.smooth, self.inference, *sizes, self.likelihood)
+        plan = Plan(self.prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects)
         with jax.enable_x64(True):
             fit = closed_form_fit(network, given, given.values / self.scale_, plan, jax.random.key(seed))
         self._given = given
         self.network_ = fit.network
-        self.draws_ = Draws({"cores": fit.cores}, {"precision": fit.precision[None]})
+        self.draws_ = Draws({"cores": fit.cores, "effects": fit.effects}, {"precision": fit.precision[None]})
         self.factors_ = {name: core[0, -1] for name, core in fit.cores.items()}
-        self.noise_ = math.nan if binary else math.sqrt(noise_variance(fit.precision)) * self.scale_
+        self.effects_ = {name: row[0].mean(axis=0) * self.scale_ for name, row in fit.effects.items()}
+        self.noise_ = math.nan if discrete else math.sqrt(noise_variance(fit.precision)) * self.scale_
         self.rank_posterior_ = fit.rank_posterior
         modes = {bond: int(np.argmax(shares)) for bond, shares in fit.rank_posterior.items()}
         self.rank_ = next(iter(modes.values())) if len(modes) == 1 else modes
-        self.diagnostics_ = fit.diagnostics | {"empty_slices": given.empty_slices()}
+        self.diagnostics_ = fit.diagnostics | {"empty_slices": given.empty_slices(), "formats": scores}
+        if self.conformal:
+            self.residuals_ = normalised_residuals(self, part(whole, rows))
         return self
 
     def predict(self, X: Any = None, return_std: bool = False) -> Any:
@@ -126,7 +157,7 @@ class TensorCompletion(BaseEstimator):
     def predict_interval(self, level: float = 0.9, X: Any = None) -> tuple[Any, Any]:
         """(lower, upper): the quantiles between which an observation lies with probability `level`, entry by entry.
 
-        For 'bernoulli' those between which the probability lies.
+        For 'bernoulli' those between which the probability lies, for 'poisson' counts, both ends included.
 
         Raises:
             ValueError: a level outside (0, 1).
@@ -137,13 +168,34 @@ class TensorCompletion(BaseEstimator):
         lower, upper = posterior.quantiles((0.5 - 0.5 * level, 0.5 + 0.5 * level), coords)
         return self._out(lower, X), self._out(upper, X)
 
+    def conformal_interval(self, level: float = 0.9, X: Any = None) -> tuple[Any, Any]:
+        """(lower, upper): `mean -+ q sd`, q the level's quantile of `residuals_` (split conformal prediction).
+
+        An observation lies inside with probability `level` or more, whether or not the model is right, as long as it is
+        exchangeable with the entries (or fibres, see `conformal_by`) that were left out; on average over entries, not
+        for each of them.
+
+        Raises:
+            ValueError: fitted without `conformal`, a level outside (0, 1), or too few entries left out for it.
+        """
+        check_is_fitted(self)
+        if not self.conformal:
+            raise ValueError("conformal is 0: no entries were left out; fit with conformal=0.1 or so")
+        if not 0 < level < 1:
+            raise ValueError(f"level is {level}; a probability between 0 and 1 is needed")
+        mean, sd = self.predict(X, return_std=True)
+        half = conformal_quantile(self.residuals_, level) * sd
+        lower = mean - half
+        return lower.clip(0) if self.likelihood == "poisson" else lower, mean + half
+
     def sample(self, n: int = 1, X: Any = None) -> np.ndarray:
-        """`n` draws of the tensor (without noise; of probabilities) from the posterior, along a new first axis."""
+        """`n` posterior draws of the tensor (without noise; of probabilities, of rates), along a new first axis."""
         posterior, coords = self._posterior(X)
         total = len(posterior.noise)
         picked = np.arange(n) * total // n if n <= total else np.arange(n) % total
-        cores = {name: core[picked] for name, core in posterior.cores.items()}
-        return posterior._replace(cores=cores, noise=posterior.noise[picked]).draws(coords) * self.scale_
+        cores, effects = ({k: v[picked] for k, v in drawn.items()} for drawn in (posterior.cores, posterior.effects))
+        chosen = posterior._replace(cores=cores, effects=effects, noise=posterior.noise[picked])
+        return chosen.draws(coords) * self.scale_
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean predictive log density of observed entries: of a tensor with holes, or at coordinates with values."""
@@ -158,9 +210,9 @@ class TensorCompletion(BaseEstimator):
 
     def _posterior(self, X: Any) -> tuple[Posterior, np.ndarray | None]:
         check_is_fitted(self)
-        cores = {name: core[0] for name, core in self.draws_.positions["cores"].items()}
+        cores, effects = ({k: v[0] for k, v in self.draws_.positions[kind].items()} for kind in ("cores", "effects"))
         noise = self.draws_.stats["precision"][0] ** -0.5
-        posterior = Posterior(self.network_, cores, noise, self._given.shape, self.likelihood)
+        posterior = Posterior(self.network_, cores, effects, noise, self._given.shape, self.likelihood)
         return posterior, None if X is None else inputs.coordinates(X, self._given)
 
     def _held(self, X: Any, y: Any) -> tuple[Posterior, inputs.Observed]:
@@ -182,10 +234,22 @@ class TensorCompletion(BaseEstimator):
             raise ValueError(f"inference is {self.inference!r}; one of {', '.join(_INFERENCE)} is needed")
         if self.likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood is {self.likelihood!r}; one of {', '.join(LIKELIHOODS)} is needed")
+        share = self.conformal
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+            raise ValueError(f"conformal is {share!r}; a share from 0 to below 1 is needed")
+        if share and self.likelihood == "bernoulli":
+            raise ValueError("conformal is for values and counts; intervals of 'bernoulli' are of probabilities")
         for name, least in (("num_draws", 2), ("burn_in", 0), ("warm_up", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise ValueError(f"{name} is {value!r}; a whole number of at least {least} is needed")
+
+
+def _check_values(likelihood: str, values: np.ndarray) -> None:
+    if likelihood == "bernoulli" and not np.isin(values, (0, 1)).all():
+        raise ValueError("likelihood is 'bernoulli'; every observed value must be 0 or 1")
+    if likelihood == "poisson" and not ((values >= 0) & (values == np.rint(values))).all():
+        raise ValueError("likelihood is 'poisson'; every observed value must be a count, 0, 1, 2 ...")
 
 
 def _root_mean_square(values: np.ndarray) -> float:

@@ -12,13 +12,14 @@ import numpy as np
 
 from bayestensor.estimators.inputs import Observed
 from bayestensor.estimators.starting import PORTION, best_start, portions, seen_noise, standing_out, warm_up
-from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, State, sweeps
+from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, State, refreshed, sweeps
+from bayestensor.models.effects import effect_names
 from bayestensor.priors import InverseGamma
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.formats import FORMATS
 from bayestensor.tensor.initialise import core_variance
 from bayestensor.tensor.network import Network
-from bayestensor.tensor.normal import Entries, Grid, Observations, row_shape, split_legs
+from bayestensor.tensor.normal import Entries, Grid, Observations, from_rows, row_shape, split_legs, to_rows
 from bayestensor.typing import Array, Key
 
 _WIDEST = {"cp": 40}  # largest default rank; of the other formats 10
@@ -36,14 +37,16 @@ class Plan:
     burn_in: int
     warm_up: int
     likelihood: str = "gaussian"
+    effects: Any = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What a fit leaves: network, cores [chain, draw, ...], noise precision and ranks by draw."""
+    """What a fit leaves: network, cores and effects [chain, draw, ...], noise precision and ranks by draw."""
 
     network: Network
     cores: dict[str, np.ndarray]
+    effects: dict[str, np.ndarray]  # constant and offsets under their modes' names
     precision: np.ndarray
     rank_posterior: dict[str, np.ndarray]
     diagnostics: dict[str, Any]
@@ -124,6 +127,7 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
         core_variance(network, 1.0),
         smooth_cores(network, plan.smooth),
         plan.likelihood,
+        effect_names(plan.likelihood, plan.effects, network.modes, len(given.shape)),
     )
     start_key, warm_key, draw_key = jax.random.split(key, 3)
     how = MAP if plan.inference == "map" else VARIATIONAL
@@ -143,20 +147,23 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
     }
     precision = np.asarray(trace.precision)
     told = precision
-    if plan.likelihood == "bernoulli":  # what an entry tells of its log odds, at the mean
-        told = np.full(len(precision), max(values.mean() * (1 - values.mean()), 1e-6))
+    if model.discrete:  # what an entry tells of its log odds or log rate, at the mean
+        mean = values.mean()
+        told = np.full(len(precision), max(mean if plan.likelihood == "poisson" else mean * (1 - mean), 1e-6))
     shares = rank_shares(model.network, cores, seen_noise(model.network, told, len(given.values)))
-    return Fit(model.network, {k: v[None] for k, v in cores.items()}, precision, shares, diagnostics)
+    effects = {name: np.asarray(value)[None] for name, value in trace.effects.values.items()}
+    return Fit(model.network, {k: v[None] for k, v in cores.items()}, effects, precision, shares, diagnostics)
 
 
 def observations(network: Network, given: Observed, values: np.ndarray) -> Observations:
     """Arrays where they are the cheaper form, else the list."""
     if given.dense:
         full, observed = given.arrays(values)
-        return Grid.build(full.reshape(network.shape), observed.reshape(network.shape))
+        weights = None if given.weights is None else given.arrays(given.weights)[0].reshape(network.shape)
+        return Grid.build(full.reshape(network.shape), observed.reshape(network.shape), weights)
     extra = len(network.modes) - len(given.shape)
     coords = np.pad(given.coords, ((0, 0), (0, extra)))
-    return Entries.build(network, coords, values)
+    return Entries.build(network, coords, values, given.weights)
 
 
 def noise_variance(precision: np.ndarray) -> float:
@@ -184,7 +191,8 @@ def rank_shares(
 
 def _draws(model: Conjugate, state: State, data: Observations, plan: Plan, key) -> tuple[State, State]:
     """Burn in and draw."""
-    hold, traces = jnp.full(PORTION, model.likelihood == "bernoulli"), []
+    hold, traces = jnp.full(PORTION, model.discrete), []
+    data = refreshed(model, state, data)  # and never while drawing
     for keys in portions(key, plan.burn_in + plan.num_draws):
         state, trace = sweeps(model, keys, state, data, GIBBS, hold)
         traces.append(jax.tree.map(np.asarray, trace))
@@ -193,9 +201,7 @@ def _draws(model: Conjugate, state: State, data: Observations, plan: Plan, key) 
 
 def _from_mean_field(state: State, n: int, key, model: Conjugate) -> State:
     """The mean itself where n is 1, else draws of every core from its own posterior."""
-    from bayestensor.tensor.normal import from_rows, to_rows
-
-    cores = {}
+    cores, effects = {}, {}
     for k, (name, core) in enumerate(state.cores.items()):
         if n == 1:
             cores[name] = core[None]
@@ -204,5 +210,8 @@ def _from_mean_field(state: State, n: int, key, model: Conjugate) -> State:
         noise = jax.random.normal(jax.random.fold_in(key, k), (n, *root.shape[:2]))
         rows = to_rows(model.network, name, core)[None] + jnp.einsum("qpr,nqr->nqp", root, noise)
         cores[name] = jnp.stack([from_rows(model.network, name, r) for r in rows])
-    precision = jnp.broadcast_to(state.precision, n)
-    return State(cores, {}, {}, {k: v[None] for k, v in state.correlations.items()}, precision)
+    for k, (name, value) in enumerate(state.effects.values.items(), start=len(cores)):
+        sd = jnp.sqrt(state.effects.variances[name]) * (n > 1)
+        effects[name] = value + sd * jax.random.normal(jax.random.fold_in(key, k), (n, *value.shape))
+    precision, correlations = jnp.broadcast_to(state.precision, n), {k: v[None] for k, v in state.correlations.items()}
+    return State(cores, {}, {}, correlations, precision, state.effects._replace(values=effects))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ class Observed:
         values: (n,) finite.
         names: of the modes, where the input had any.
         labels: for each mode its index values, where the input had any.
+        weights: (n,) of the values, or None where all weigh the same.
     """
 
     shape: tuple[int, ...]
@@ -30,6 +31,7 @@ class Observed:
     values: np.ndarray
     names: tuple[Hashable, ...] | None = None
     labels: tuple[np.ndarray, ...] | None = None
+    weights: np.ndarray | None = None
 
     @property
     def dense(self) -> bool:
@@ -81,6 +83,35 @@ def read(x: Any, values: Any = None, shape: Sequence[int] | None = None) -> Obse
         return Observed(whole.shape, whole.coords, whole.values, tuple(x.dims), labels)
     mask = np.ma.getmaskarray(x) if isinstance(x, np.ma.MaskedArray) else None
     return _from_array(_numbers(np.ma.getdata(x)), mask)
+
+
+def weighted(given: Observed, x: Any, weights: Any) -> Observed:
+    """The same observations with weights; those of weight 0 are left out.
+
+    Args:
+        given: what `read` made of x.
+        x: an array of the tensor's shape, or coordinates or a table with a row a value.
+        weights: of the shape of the array, or one a row.
+
+    Raises:
+        ValueError: another shape, negative or infinite weights, or none above 0.
+    """
+    numbers = _numbers(weights).astype(np.float64)
+    if numbers.shape == given.shape and np.shape(x) == given.shape:
+        found = numbers[tuple(given.coords.T)]
+    elif numbers.shape == np.shape(x)[:1]:
+        flat = np.ravel_multi_index(tuple(given.coords.T), given.shape)
+        rows = np.ravel_multi_index(tuple(coordinates(x, given).T), given.shape)
+        place = np.minimum(np.searchsorted(flat, rows), len(flat) - 1)
+        known = flat[place] == rows  # a row whose value is NaN was not observed
+        found = np.zeros(len(flat))
+        found[place[known]] = numbers[known]
+    else:
+        raise ValueError(f"sample_weight has shape {numbers.shape}; {given.shape}, or one weight a row, is needed")
+    if not (np.isfinite(found).all() and (found >= 0).all() and (found > 0).any()):
+        raise ValueError("sample_weight must be finite, nowhere negative and somewhere above 0")
+    kept = found > 0
+    return replace(given, coords=given.coords[kept], values=given.values[kept], weights=found[kept])
 
 
 def labelled(prediction: np.ndarray, given: Observed) -> Any:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import expit, ndtr
-from jax.scipy.stats import norm, t
+from jax.scipy.stats import norm, poisson, t
 
 from bayestensor.models.augment import DEGREES_OF_FREEDOM
+from bayestensor.models.effects import CONSTANT
 from bayestensor.tensor.contract import dense, entries
 from bayestensor.tensor.network import Factored, Network
 from bayestensor.tensor.normal import in_blocks
@@ -27,6 +28,8 @@ _BLOCK = 8192
 _MOST_STEPS = 60
 _CLOSE = 1e-6  # in probability
 
+Drawn: TypeAlias = tuple[dict[str, Array], dict[str, Array]]  # cores and effects
+
 
 class Posterior(NamedTuple):
     """Draws of a tensor and of the noise on it.
@@ -34,14 +37,17 @@ class Posterior(NamedTuple):
     Attributes:
         network: of the cores; its modes are those of `shape`, with modes of size 1 appended where it has more.
         cores: name -> [draw, ...].
+        effects: constant [draw] and offsets [draw, size] under their modes' names.
         noise: standard deviation, [draw].
         shape: of the tensor.
         likelihood: one of `models.augment.LIKELIHOODS`. For 'bernoulli' entries are probabilities, the logistic
-            function of the network, and quantiles those of the probability.
+            function of network and effects, and quantiles those of the probability. For 'poisson' entries are rates,
+            their exponential function, and quantiles those of a count.
     """
 
     network: Network
     cores: Mapping[str, np.ndarray]
+    effects: Mapping[str, np.ndarray]
     noise: np.ndarray
     shape: tuple[int, ...]
     likelihood: str = "gaussian"
@@ -64,6 +70,8 @@ class Posterior(NamedTuple):
         if self.likelihood == "bernoulli":
             return tuple(np.quantile(self.draws(coords), probabilities, axis=0))
         mean, variance = self.moments(coords)
+        if self.likelihood == "poisson":
+            return tuple(self._count(mean, variance, p, coords) for p in probabilities)
         sd = np.sqrt(self.observed(mean, variance))
         return tuple(self._run(_quantile, coords, mean, sd, p)[0] for p in probabilities)
 
@@ -71,12 +79,47 @@ class Posterior(NamedTuple):
         """Variance of an observation, from the moments of the tensor."""
         if self.likelihood == "bernoulli":
             return mean * (1 - mean)
+        if self.likelihood == "poisson":
+            return mean + variance
         heavy = DEGREES_OF_FREEDOM / (DEGREES_OF_FREEDOM - 2) if self.likelihood == "student_t" else 1.0
         return variance + heavy * np.mean(self.noise**2)
 
     def log_density(self, values: np.ndarray, coords: np.ndarray) -> np.ndarray:
         """`log mean over draws of p(value | entry, noise)`, one number a coordinate."""
         return self._run(_log_density, coords, values)[0]
+
+    def _count(self, mean: np.ndarray, variance: np.ndarray, p: float, coords: np.ndarray | None) -> np.ndarray:
+        """The least count with probability p or more at or below it, of the mixture of Poisson laws.
+
+        From the quantile of the negative binomial of the same mean and variance, one count up or down at a time.
+        """
+        from scipy.stats import nbinom, poisson
+
+        more = variance / mean
+        counts = np.where(
+            more > 1e-8, nbinom.ppf(p, mean / np.maximum(more, 1e-8), 1 / (1 + more)), poisson.ppf(p, mean)
+        )
+        low, below = np.zeros(mean.shape, bool), self._below_count(counts, coords)
+        while (short := (below < p)).any():  # not enough at or below: up
+            counts, low = counts + short, low | short
+            below = np.where(short, self._below_count(counts, coords), below)
+        while True:  # enough at the count below as well: down
+            less = ~low & (counts > 0) & (self._below_count(counts - 1, coords) >= p)
+            if not less.any():
+                return counts
+            counts = counts - less
+
+    def _below_count(self, counts: np.ndarray, coords: np.ndarray | None) -> np.ndarray:
+        """P(count <= counts), a draw after another."""
+        from scipy.special import pdtr
+
+        total = np.zeros(counts.shape)
+        for k in range(len(self.noise)):
+            one = {name: core[k : k + 1] for name, core in self.cores.items()}
+            effects = {name: row[k : k + 1] for name, row in self.effects.items()}
+            rate = self._replace(cores=one, effects=effects, noise=self.noise[k : k + 1]).draws(coords)[0]
+            total += np.where(counts < 0, 0.0, pdtr(np.maximum(counts, 0), rate))
+        return total / len(self.noise)
 
     def _run(self, function, coords, *arguments) -> tuple[np.ndarray, ...]:
         if coords is None and math.prod(self.shape) > _LARGEST:
@@ -87,16 +130,30 @@ class Posterior(NamedTuple):
             inner = self.network.shape if at is None else (len(at),)
             shaped = [np.reshape(a, inner) if np.ndim(a) else a for a in arguments]
             out = jax.tree.leaves(
-                function(self.network, self.likelihood, dict(self.cores), np.asarray(self.noise), at, *shaped)
+                function(
+                    self.network,
+                    self.likelihood,
+                    (dict(self.cores), dict(self.effects)),
+                    np.asarray(self.noise),
+                    at,
+                    *shaped,
+                )
             )
         outer = self.shape if at is None else inner
         return tuple(np.asarray(a).reshape(*a.shape[: a.ndim - len(inner)], *outer) for a in out)
 
 
-def _values(network: Network, likelihood: str, cores: Mapping[str, Array], at: Array | None) -> Array:
+def _values(network: Network, likelihood: str, drawn: Drawn, at: Array | None) -> Array:
+    cores, effects = drawn
     tensor = Factored(network, dict(cores))
     x = dense(tensor) if at is None else in_blocks(lambda block: entries(tensor, block), at, _BLOCK)
-    return expit(x) if likelihood == "bernoulli" else x
+    for name, row in effects.items():
+        if name == CONSTANT:
+            x = x + row
+            continue
+        mode = network.modes.index(name)
+        x = x + (row.reshape([-1 if k == mode else 1 for k in range(x.ndim)]) if at is None else row[at[:, mode]])
+    return {"bernoulli": expit, "poisson": jnp.exp}.get(likelihood, lambda x: x)(x)
 
 
 def _below(likelihood: str, z: Array) -> tuple[Array, Array]:
@@ -110,15 +167,15 @@ def _below(likelihood: str, z: Array) -> tuple[Array, Array]:
 def _log_p(likelihood: str, value: Array, x: Array, noise: Array) -> Array:
     if likelihood == "bernoulli":
         return jnp.log(jnp.where(value > 0.5, x, 1 - x))
+    if likelihood == "poisson":
+        return poisson.logpmf(value, x)
     if likelihood == "student_t":
         return t.logpdf(value, DEGREES_OF_FREEDOM, x, noise)
     return norm.logpdf(value, x, noise)
 
 
 @partial(jax.jit, static_argnames=("network", "likelihood"))
-def _moments(
-    network: Network, likelihood: str, cores: dict[str, Array], noise: Array, at: Array | None
-) -> tuple[Array, Array]:
+def _moments(network: Network, likelihood: str, drawn: Drawn, noise: Array, at: Array | None) -> tuple[Array, Array]:
     def add(carry, one):
         n, mean, square = carry
         x = _values(network, likelihood, one, at)
@@ -127,52 +184,52 @@ def _moments(
         return (n + 1, mean, square + shift * (x - mean)), None
 
     zero = jnp.zeros(network.shape if at is None else len(at), noise.dtype)
-    (n, mean, square), _ = jax.lax.scan(add, (0.0, zero, zero), cores)
+    (n, mean, square), _ = jax.lax.scan(add, (0.0, zero, zero), drawn)
     return mean, square / n
 
 
 @partial(jax.jit, static_argnames=("network", "likelihood"))
-def _all(network: Network, likelihood: str, cores: dict[str, Array], noise: Array, at: Array | None) -> Array:
-    return jax.lax.map(lambda one: _values(network, likelihood, one, at), cores)
+def _all(network: Network, likelihood: str, drawn: Drawn, noise: Array, at: Array | None) -> Array:
+    return jax.lax.map(lambda one: _values(network, likelihood, one, at), drawn)
 
 
 @partial(jax.jit, static_argnames=("network", "likelihood"))
-def _quantile(network, likelihood, cores, noise, at, mean, sd, p) -> Array:
-    """Newton's steps on the mixture's distribution function, inside a bracket that halves where they leave it.
+def _quantile(network, likelihood, drawn, noise, at, mean, sd, p) -> Array:
+    """Newton's steps on the mixture's distribution function, inside a bracket that halves where they do not serve.
 
     The first bracket is Cantelli's: no law has its p-quantile outside `mean - sd sqrt((1 - p) / p)` and
     `mean + sd sqrt(p / (1 - p))`.
     """
 
     def step(state):
-        k, _, low, high, x = state
+        k, _, before, low, high, x = state
 
         def add(total, one):
-            core, s = one
-            z = (x - _values(network, likelihood, core, at)) / s
+            x_drawn, s = one
+            z = (x - _values(network, likelihood, x_drawn, at)) / s
             part, density = _below(likelihood, z)
             return (total[0] + part, total[1] + density / s), None
 
         zero = jnp.zeros_like(x)
-        (below, density), _ = jax.lax.scan(add, (zero, zero), (cores, noise))
+        (below, density), _ = jax.lax.scan(add, (zero, zero), (drawn, noise))
         below, density = below / len(noise), density / len(noise)
         low, high = jnp.where(below < p, x, low), jnp.where(below < p, high, x)
         moved = x - (below - p) / jnp.maximum(density, 1e-300)
-        inside = (moved > low) & (moved < high) & (k % 3 < 2)  # one step of three halves the bracket
-        closer = jnp.where(inside, moved, 0.5 * (low + high))
         off = jnp.abs(below - p)
-        return k + 1, off.max(), low, high, jnp.where(off < _CLOSE, x, closer)
+        serves = (moved > low) & (moved < high) & (off < 0.5 * before)
+        closer = jnp.where(serves, moved, 0.5 * (low + high))
+        return k + 1, off.max(), off, low, high, jnp.where(off < _CLOSE, x, closer)
 
     bracket = mean - sd * jnp.sqrt((1 - p) / p), mean + sd * jnp.sqrt(p / (1 - p))
-    start = (0, jnp.ones((), sd.dtype), *bracket, mean + sd * norm.ppf(p))
+    start = (0, jnp.ones((), sd.dtype), jnp.ones_like(sd), *bracket, mean + sd * norm.ppf(p))
     return jax.lax.while_loop(lambda state: (state[0] < _MOST_STEPS) & (state[1] >= _CLOSE), step, start)[-1]
 
 
 @partial(jax.jit, static_argnames=("network", "likelihood"))
-def _log_density(network, likelihood, cores, noise, at, values) -> Array:
+def _log_density(network, likelihood, drawn, noise, at, values) -> Array:
     def add(total, one):
-        core, s = one
-        return jnp.logaddexp(total, _log_p(likelihood, values, _values(network, likelihood, core, at), s)), None
+        x_drawn, s = one
+        return jnp.logaddexp(total, _log_p(likelihood, values, _values(network, likelihood, x_drawn, at), s)), None
 
-    total, _ = jax.lax.scan(add, jnp.full_like(values, -jnp.inf), (cores, noise))
+    total, _ = jax.lax.scan(add, jnp.full_like(values, -jnp.inf), (drawn, noise))
     return total - jnp.log(len(noise))

@@ -40,8 +40,8 @@ from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import mixture_interval
 from bayestensor.models.coefficient import Coefficient, Family
 from bayestensor.models.compiled import quick_jit
-from bayestensor.models.conjugate import CORRELATIONS
 from bayestensor.models.regression import Centred, RegressionState, sweeps
+from bayestensor.models.rows import CORRELATIONS
 from bayestensor.tensor.design import responses
 from bayestensor.tensor.network import Network
 

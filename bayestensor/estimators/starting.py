@@ -12,7 +12,8 @@ import numpy as np
 
 from bayestensor.estimators.inputs import Observed
 from bayestensor.models.compiled import quick_jit
-from bayestensor.models.conjugate import Conjugate, How, State, sweeps
+from bayestensor.models.conjugate import Conjugate, How, State, refreshed, sweeps
+from bayestensor.models.effects import constant_start
 from bayestensor.ranks.select import RANK_THRESHOLD, host_slice_norms
 from bayestensor.tensor.initialise import initialise
 from bayestensor.tensor.network import Network
@@ -20,7 +21,7 @@ from bayestensor.tensor.normal import Observations, row_shape
 from bayestensor.typing import Array, Key
 
 _FIRST_PRECISION = 100.0  # of data of mean square 1: taken as 20 dB until the fit can tell
-_FIRST_BINARY = 10.0  # of yes and no: each counts as ten, or random cores would all shrink away
+_FIRST_DISCRETE = 10.0  # of answers and counts: each counts as ten, or random cores would all shrink away
 _HELD = 10  # sweeps for which it is taken so
 PORTION = 10  # sweeps of one call
 _MOST_STARTS = 16
@@ -35,15 +36,17 @@ def best_start(
     model: Conjugate, data: Observations, given: Observed, sweeps_each: int, how: How, key
 ) -> tuple[Conjugate, State]:
     """Mean-field sweeps from as many random starts as are cheap; the one of the best `_score`."""
-    count, binary = len(given.values), model.likelihood == "bernoulli"  # whose noise has nothing to learn or score
-    share = 0.0 if binary else _WORTH_STARTS / (sweeps_each * work(model.network, given))
+    count = len(given.values)
+    share = 0.0 if model.discrete else _WORTH_STARTS / (sweeps_each * work(model.network, given))  # no noise, no score
+    first = _FIRST_DISCRETE if model.discrete else _FIRST_PRECISION
+    constant = constant_start(model.likelihood, given.values)
     best: tuple[float, State] | None = None
     for start_key in jax.random.split(key, max(1, min(_MOST_STARTS, int(share)))):
         first_key, warm_key = jax.random.split(start_key)
-        state = _random_state(model, first_key, _FIRST_BINARY if binary else _FIRST_PRECISION)
+        state = _random_state(model, first_key, first, constant)
         for part, keys in enumerate(portions(warm_key, sweeps_each)):
-            hold = jnp.full(PORTION, binary) | (jnp.arange(PORTION) < _HELD - part * PORTION)
-            state, _ = sweeps(model, keys, state, data, how, hold)
+            hold = jnp.full(PORTION, model.discrete) | (jnp.arange(PORTION) < _HELD - part * PORTION)
+            state, _ = sweeps(model, keys, state, refreshed(model, state, data), how, hold)
         score = _score(model, state, count)
         if best is None or score < best[0]:
             best = score, state
@@ -52,8 +55,8 @@ def best_start(
 
 
 @partial(quick_jit, static_argnames="model")
-def _random_state(model: Conjugate, key: Key[Array, ""], precision: float) -> State:
-    return model.start(initialise(key, model.network, dtype=jnp.float64).cores, precision)
+def _random_state(model: Conjugate, key: Key[Array, ""], precision: float, constant: float) -> State:
+    return model.start(initialise(key, model.network, dtype=jnp.float64).cores, precision, constant)
 
 
 def warm_up(
@@ -65,7 +68,7 @@ def warm_up(
     if _SWEEPS_LEFT * (work(model.network, given) - work(smaller.network, given)) > _WORTH_A_CUT:
         model, state = smaller, cut
         ranks.append(dict(model.network.ranks))
-    if model.likelihood == "bernoulli":
+    if model.discrete:
         state = state._replace(precision=jnp.ones_like(state.precision))
     key, settle_key = jax.random.split(key)
     state = _settle(model, state, data, sweeps_each, how, settle_key)
@@ -81,10 +84,10 @@ def warm_up(
 
 def _settle(model: Conjugate, state: State, data: Observations, sweeps_each: int, how: How, key) -> State:
     """Sweeps until the noise no longer falls."""
-    still = jnp.full(PORTION, model.likelihood == "bernoulli")
+    still = jnp.full(PORTION, model.discrete)
     for keys in portions(key, 2 * sweeps_each):
         before = float(state.precision)
-        state, _ = sweeps(model, keys, state, data, how, still)
+        state, _ = sweeps(model, keys, state, refreshed(model, state, data), how, still)
         if before <= float(state.precision) < _SETTLED * before:
             break
     return state

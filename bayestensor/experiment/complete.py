@@ -38,6 +38,19 @@ def read(path: Path) -> tuple[Any, ...]:
         raise DataError(f"{path}: cannot be read as {path.suffix}: {error}") from error
 
 
+def modes(text: str) -> Any:
+    """'auto', () for 'none', or the modes of '0,2'.
+
+    Raises:
+        DataError: none of these.
+    """
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else ()
+    if not all(number.strip().isdigit() for number in text.split(",")):
+        raise DataError(f"effects is {text!r}; auto, none, or numbers of modes as in 0,2 are needed")
+    return tuple(int(number) for number in text.split(","))
+
+
 def complete(path: Path, out: Path, options: Mapping[str, Any], hold_out: float, said: Callable[[str], None]) -> Any:
     """Fit, predict and write; (estimator, summary).
 
@@ -85,6 +98,10 @@ def _held_out(observed: tensors.Observed, options: Mapping[str, Any], share: flo
     low, high = model.predict_interval(LEVEL, at)
     mean = model.predict(at)
     numbers = {"rrse": model.rrse(at, truth), "log_density": model.score(at, truth)}
+    if model.conformal:
+        ends = model.conformal_interval(LEVEL, at)
+        numbers["conformal_coverage_90"] = float(np.mean((ends[0] <= truth) & (truth <= ends[1])))
+        numbers["conformal_width_90"] = float(np.mean(ends[1] - ends[0]))
     return {"truth": truth, "mean": mean, "low": low, "high": high, "levels": levels, "inside": np.array(inside)} | {
         name: np.array(value) for name, value in numbers.items()
     }
@@ -94,10 +111,15 @@ def _summary(model: TensorCompletion, observed: tensors.Observed, held: dict[str
     summary: dict[str, Any] = {
         "shape": list(observed.shape),
         "observed": len(observed.values),
+        "format": model.format_,
         "rank": model.rank_,
-        "noise": model.noise_,
+        "noise": None if np.isnan(model.noise_) else model.noise_,
         "seconds": round(model.diagnostics_["seconds"], 2),
-        "parameters": {k: v for k, v in model.get_params().items() if isinstance(v, (str, int, float, type(None)))},
+        "parameters": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in model.get_params().items()
+            if isinstance(value, (str, int, float, tuple, type(None)))
+        },
     }
     if held is not None:
         inside = (held["low"] <= held["truth"]) & (held["truth"] <= held["high"])
@@ -107,12 +129,15 @@ def _summary(model: TensorCompletion, observed: tensors.Observed, held: dict[str
             "log_density": float(held["log_density"]),
             "coverage_90": float(inside.mean()),
             "width_90": float(np.mean(held["high"] - held["low"])),
-        }
+        } | {name: float(value) for name, value in held.items() if name.startswith("conformal")}
     return summary
 
 
 def _write(model: TensorCompletion, observed: tensors.Observed, path: Path, out: Path) -> None:
-    """`completed` in the kind of file that came in: mean, sd, lower and upper end of the 90 % interval."""
+    """`completed` in the kind of file that came in: mean, sd, lower and upper end of the 90 % interval.
+
+    With conformal correction also `conformal_lower` and `conformal_upper`.
+    """
     if path.suffix in (".csv", ".parquet"):
         table = _table(model, observed)
         with writing(out):
@@ -120,8 +145,7 @@ def _write(model: TensorCompletion, observed: tensors.Observed, path: Path, out:
                 out / "completed.parquet", index=False
             )
         return
-    mean, sd = model.predict(return_std=True)
-    arrays = dict(zip(("mean", "sd", "lower", "upper"), (mean, sd, *model.predict_interval(LEVEL)), strict=True))
+    arrays = _predictions(model)
     with writing(out):
         if path.suffix == ".nc":
             import xarray
@@ -129,6 +153,14 @@ def _write(model: TensorCompletion, observed: tensors.Observed, path: Path, out:
             xarray.Dataset(arrays).to_netcdf(out / "completed.nc", engine="h5netcdf")
         else:
             np.savez_compressed(out / "completed.npz", **arrays)
+
+
+def _predictions(model: TensorCompletion) -> dict[str, Any]:
+    mean, sd = model.predict(return_std=True)
+    arrays = dict(zip(("mean", "sd", "lower", "upper"), (mean, sd, *model.predict_interval(LEVEL)), strict=True))
+    if model.conformal:
+        arrays["conformal_lower"], arrays["conformal_upper"] = model.conformal_interval(LEVEL)
+    return arrays
 
 
 def _table(model: TensorCompletion, observed: tensors.Observed) -> Any:
@@ -140,9 +172,7 @@ def _table(model: TensorCompletion, observed: tensors.Observed) -> Any:
         raise DataError(f"all of the {observed.shape} combinations are too many rows; predict at rows of your choice")
     index = pandas.MultiIndex.from_product(labels, names=list(names))
     table = index.to_frame(index=False)
-    mean, sd = model.predict(return_std=True)
-    low, high = model.predict_interval(LEVEL)
-    return table.assign(**{k: np.ravel(v) for k, v in (("mean", mean), ("sd", sd), ("lower", low), ("upper", high))})
+    return table.assign(**{name: np.ravel(array) for name, array in _predictions(model).items()})
 
 
 def _npz(path: Path) -> tuple[Any, ...]:

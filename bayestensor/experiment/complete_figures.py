@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _MOST_COMPONENTS = 6
 _MOST_POINTS = 3000
-_MOST_LABELS = 12
+_MOST_LABELS = 40
+_MOST_LETTERS = 24  # side by side
 
 
 def write_figures(model: TensorCompletion, observed: Observed, held: dict[str, np.ndarray] | None, out: Path) -> None:
@@ -91,11 +92,15 @@ def weight_boxes(axes: Axes, weights: np.ndarray) -> Axes:
     axes.boxplot(shown, whis=(0, 100), widths=0.5, medianprops={"color": PALETTE[1]})
     axes.set(xlabel="component", ylabel="weight", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}" if shown.max() < 10 * shown.min() else "")
+    ticks = np.arange(1, shown.shape[1] + 1, 1 + shown.shape[1] // 10)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
     return axes
 
 
 def factor_lines(axes: Axes, columns: np.ndarray, place: np.ndarray) -> Axes:
     """Posterior mean of each component's column with its 90 % band; `columns` is [draw, size, component]."""
+    axes.set_axisbelow(True)
     for k in range(columns.shape[2]):
         low, high = np.quantile(columns[:, :, k], [0.05, 0.95], axis=0)
         axes.fill_between(place, low, high, color=line_style(k)["color"], alpha=0.25, linewidth=0)
@@ -114,7 +119,8 @@ def _factor_grid(components: Components, observed: Observed, rank: int) -> Any:
         place = np.asarray(labels) if numeric else np.arange(observed.shape[k])
         factor_lines(axes, components.columns[k][:, :, :shown], place)
         if labels is not None and not numeric and len(labels) <= _MOST_LABELS:
-            axes.set_xticks(place, [str(label) for label in labels])
+            names = [str(label) for label in labels]
+            axes.set_xticks(place, names, rotation=90 if sum(map(len, names)) > _MOST_LETTERS else 0)
         axes.set_xlabel(f"mode {k}" if observed.names is None else str(observed.names[k]))
     figure.suptitle(f"the {shown} heaviest components, with 90 % bands", fontsize=9)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -152,3 +153,32 @@ def verdict_line(summary: dict[str, Any]) -> str | None:
     more = f" ({len(advice) - 1} more in the report)" if len(advice) > 1 else ""
     judged = {True: "converged", False: "not converged: ", None: "convergence not judged: "}[verdict["converged"]]
     return judged + "".join(advice[:1]) + more
+
+
+def completion_table(summary: dict[str, Any]) -> Table:
+    """What `complete` found, and how well it predicted the entries that its first fit did not see."""
+    table = Table(box=box.SIMPLE, show_header=False, padding=(0, 1))
+    table.add_column(style="bold")
+    table.add_column()
+    rank = summary["rank"]
+    shown = rank if isinstance(rank, int) else ", ".join(f"{bond} {size}" for bond, size in rank.items())
+    table.add_row("tensor", f"{' x '.join(map(str, summary['shape']))}, {summary['observed']:,} entries observed")
+    table.add_row("rank", f"{shown} ({summary['format']})")
+    if summary["noise"] is not None:
+        table.add_row("noise", f"{summary['noise']:.4g}")
+    table.add_row("time", f"{summary['seconds']:.1f} s")
+    held = summary.get("held_out")
+    if held:
+        table.add_section()
+        table.add_row("held out", f"{held['entries']:,} entries")
+        table.add_row("relative error", f"{held['rrse']:.4g}")
+        table.add_row("log density", f"{held['log_density']:.4g}")
+        for name, title in (("", "90 % intervals"), ("conformal_", "conformal 90 % intervals")):
+            if f"{name}coverage_90" in held:
+                ends = held[f"{name}coverage_90"], held[f"{name}width_90"]
+                table.add_row(title, f"cover {ends[0]:.1%}, mean width {ends[1]:.4g}")
+    table.add_section()
+    for name, value in summary["parameters"].items():
+        if value is not None:
+            table.add_row(name, str(value), style="dim")
+    return table

@@ -57,6 +57,12 @@ class FashionMnist(_Images):
     name: Literal["fashion_mnist"]
 
 
+class Cifar10(_Images):
+    """CIFAR-10 from its binary files."""
+
+    name: Literal["cifar10"]
+
+
 # --- model --------------------------------------------------------------------------------------------------
 
 
@@ -159,3 +165,12 @@ class Gamma(_Prior):
     name: Literal["gamma"]
     shape: Positive = 1.0
     rate: Positive = 5.0
+
+
+class GeneralisedHyperbolic(_Prior):
+    """`p(v) ~ v^(-shape - 1) exp(-scale / v - rate v)`."""
+
+    name: Literal["generalised_hyperbolic"]
+    shape: Positive = 0.5
+    scale: Positive = 0.01
+    rate: Positive = 0.1

@@ -90,7 +90,7 @@ def diagnose(
 def _engine_figures(stats: Mapping[str, np.ndarray], temperature: float) -> tuple[dict[str, float], list[str]]:
     """The engine's own figures (means over draws; undone steps: total), and what is wrong with them."""
     names = ("kinetic_temperature", "inflation", "noise_share", "acceptance", "variance_ratio")
-    figures = {name: float(np.mean(stats[name])) for name in names if name in stats}
+    figures = {name: float(np.mean(stats[name])) for name in names if name in stats and not np.isnan(stats[name]).any()}
     advice = []
     kinetic = figures.get("kinetic_temperature", temperature) / temperature
     if not 0.8 <= kinetic <= 1.2:
@@ -107,6 +107,10 @@ def _engine_figures(stats: Mapping[str, np.ndarray], temperature: float) -> tupl
         advice.append(f"acceptance is {figures['acceptance']:.2f}: a longer burn_in, so that the step size fits")
     if figures.get("variance_ratio", 1.0) < 0.8:
         advice.append(f"particles have collapsed, variance ratio {figures['variance_ratio']:.2f}: noisy=True, or sghmc")
+    if figures.get("variance_ratio", 1.0) > 1.25:
+        advice.append(
+            f"particles are too wide, variance ratio {figures['variance_ratio']:.2f}: longer burn_in, smaller step_size"
+        )
     if "nonfinite" in stats:
         figures["undone_steps"] = float(np.asarray(stats["nonfinite"])[:, -1].sum())
         if figures["undone_steps"]:

@@ -26,6 +26,7 @@ from bayestensor.typing import Array, Batch, Int, Key, Position, Scalar
 class State(NamedTuple):
     """Attributes:
     particles: [n, ...] a leaf.
+    last: those before them, whose log densities were finite: where an undone step goes back to.
     scale: preconditioner, one number a coordinate, common to the particles; frozen after burn-in (noisy only).
     curvature: running mean of the curvature over steps and particles; frozen after burn-in (noisy only).
     noise: running mean of the gradient's variance over batches (noisy only).
@@ -40,6 +41,7 @@ class State(NamedTuple):
     """
 
     particles: Position
+    last: Position
     scale: Position
     curvature: Position
     noise: Position
@@ -57,7 +59,8 @@ class Info(NamedTuple):
     """Attributes:
     log_density: mean over the particles, before the step.
     variance_ratio: running mean of `-sum_i (x_i - mean x) (g_i - mean g) / ((n - 1) d T)`: 1 for draws of the posterior
-        (Stein's identity), the ratio of variances for an isotropic Gaussian, near 0 for collapsed particles.
+        (Stein's identity), the ratio of variances for an isotropic Gaussian, near 0 for collapsed particles. NaN with
+        several modes, where the mean lies between them and the ratio would be noise.
     collapsed: whether `variance_ratio` is below 0.8 after burn-in.
     inflation: variance of the particles over the posterior's, as predicted from the measured gradient noise.
     noise_share: share of a particle's variance that the batches supply.
@@ -105,6 +108,8 @@ def svgd(
     is p^(1/T) for every particle, in any dimension and with any kernel. `scale`, bandwidths, `mass` and `strength` are
     adapted during `burn_in` steps and then frozen, since the law holds for fixed ones. `scale` is as in SGHMC, it and
     `strength` such that batches supply at most `noise_share` of a particle's variance; T is lowered by that share.
+    Entries of g stop at 1 / e, and `strength` short of overshooting: a particle that a waking slice finds far out, by
+    some 20 sds, would be led ever farther by explicit steps.
 
     With `noisy=False` the same direction over n, `(K g + T div K) / n`, goes to the optimiser: the published algorithm,
     whose spread collapses as d grows with one kernel over everything ("all").
@@ -148,6 +153,7 @@ def svgd(
         track = one if noisy else None
         return State(
             particles=position,
+            last=position,
             scale=jax.tree.map(jnp.ones_like, track),
             curvature=jax.tree.map(jnp.zeros_like, track),
             noise=jax.tree.map(jnp.zeros_like, track),
@@ -168,15 +174,16 @@ def svgd(
         ratio = _variance_ratio(state.particles, g) / temperature
         measured, share = measure(state, each, due) if noisy else (state, None)
         moved = (with_noise(key, measured, each, share) if noisy else without_noise(state, g))._replace(
-            variance_ratio=running_mean(state.variance_ratio, ratio, state.step - state.nonfinite)
+            last=state.particles,
+            variance_ratio=running_mean(state.variance_ratio, ratio, state.step - state.nonfinite),
         )
         finite = all_finite((moved.particles if noisy else g, log_density))
-        undone = state._replace(nonfinite=state.nonfinite + 1)
+        undone = state._replace(particles=state.last, nonfinite=state.nonfinite + 1)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, undone)._replace(step=state.step + 1)
         n, adapting = len(log_density), state.step < burn_in
         info = Info(
             log_density=log_density.mean(),
-            variance_ratio=new.variance_ratio,
+            variance_ratio=jnp.full_like(new.variance_ratio, jnp.nan) if several_modes else new.variance_ratio,
             collapsed=(new.variance_ratio < 0.8) & ~adapting,
             inflation=mean_over_coordinates(jax.tree.map(lambda s: jnp.maximum(s, 1.0), share))
             if noisy
@@ -218,7 +225,7 @@ def svgd(
         xi_key, sweep_key = jax.random.split(key)
         n = jax.tree.leaves(state.particles)[0].shape[0]
         z = jax.tree.map(lambda x, s: x / s, state.particles, state.scale)
-        g = jax.tree.map(lambda g, s: g * s, each.gradient, state.scale)
+        g = jax.tree.map(lambda g, s: jnp.clip(g * s, -1 / step_size, 1 / step_size), each.gradient, state.scale)
         left = temperature * jnp.maximum(1 - mean_over_coordinates(share), 0.0)  # the batches bring the rest
         frozen = (~adapting, state.bandwidth) if burn_in else None
         now = interact(members, kernel, z, g, normals(xi_key, z), frozen, left, several_modes)
@@ -227,7 +234,7 @@ def svgd(
         *swept, rate = affine(z, g, normals(sweep_key, jnp.zeros((n, n), each.log_density.dtype)), left)
 
         stable = 0.5 / (step_size * rate)  # particles far wider than the posterior would be swept past it, ever farther
-        sweeping = jnp.where(adapting, jnp.minimum(state.strength, stable), state.strength)
+        sweeping = jnp.minimum(state.strength, jnp.where(adapting, stable, 2 * stable))
 
         def stride(by, drift, noise):
             return by * drift + jnp.sqrt(2 * by * left) * noise

@@ -1,11 +1,12 @@
 """Closed-form inference for one tensor behind noise: every core, scale and noise precision given the rest.
 
-`y = X[x] + noise / sqrt(precision)`, `core[q, p] ~ N(0, w)`, `w = sigma_core^2 * product of v`. In a core whose mode is
-smooth each column is an autoregression, `core[q + 1, p] ~ N(correlation[p] core[q, p], w)`, from a stationary start,
-with the correlation learnt: at 0 its entries are independent as in any other core, so nothing is lost where neighbours
-have nothing in common. w is the variance of the innovations, because the correlation is then a regression of a column
-on itself; were it that of the entries, a column rescaled against its neighbours (which leaves X as it is) would drag
-the correlation along. Each column has its own, because those that the data have left would outvote the others.
+`y = X[x] + effects + noise / sqrt(precision)`, `core[q, p] ~ N(0, w)`, `w = sigma_core^2 * product of v`. In a core
+whose mode is smooth each column is an autoregression, `core[q + 1, p] ~ N(correlation[p] core[q, p], w)`, from a
+stationary start, with the correlation learnt: at 0 its entries are independent as in any other core, so nothing is lost
+where neighbours have nothing in common. w is the variance of the innovations, because the correlation is then a
+regression of a column on itself; were it that of the entries, a column rescaled against its neighbours (which leaves X
+as it is) would drag the correlation along. Each column has its own, because those that the data have left would outvote
+the others.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.models.augment import augmented
+from bayestensor.models.augment import DISCRETE, augmented, dispersion
 from bayestensor.models.compiled import quick_jit
+from bayestensor.models.effects import Effects, spread_out, taken_off, update
+from bayestensor.models.effects import start as no_effects
+from bayestensor.models.rows import chain_posterior, pick_correlations, row_posterior
 from bayestensor.priors.base import ScalePrior, conditional
 from bayestensor.priors.log_gamma import draw_log_gamma
 from bayestensor.tensor.contract import bond_energy, contract
@@ -28,7 +32,6 @@ from bayestensor.tensor.network import Factored, Network
 from bayestensor.tensor.normal import Observations, from_rows, normal_equations, row_shape, split_legs
 from bayestensor.typing import Array, Float, Key
 
-CORRELATIONS = np.concatenate([[0.0], 1 - np.geomspace(0.7, 1e-4, 40)])  # the values it can take, equally likely
 HIGHEST_PRECISION = 1e12  # of data scaled to mean square 1: noise below 1e-6 is no noise
 LOWEST_SCALE = 1e-10
 _SHAPE, _RATE = 1e-3, 1e-9  # gamma prior of the noise precision: proper, and felt by no data
@@ -55,6 +58,7 @@ class State(NamedTuple):
     scales: dict[str, Array]  # bond -> v
     correlations: dict[str, Array]  # of neighbouring rows: smooth core -> [p]
     precision: Array  # of the noise
+    effects: Effects
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ class Conjugate:
         prior: of the scales.
         variance: sigma_core^2.
         smooth: names of cores whose rows are an autoregression; each has one mode leg.
-        likelihood: one of `augment.LIKELIHOODS`; for 'bernoulli' the values are 0 and 1 and the noise precision 1.
+        likelihood: one of `augment.LIKELIHOODS`; for 'bernoulli' and 'poisson' the noise precision is held at 1.
+        effects: names of the additive ones (see `models.effects`).
     """
 
     network: Network
@@ -74,9 +79,15 @@ class Conjugate:
     variance: float
     smooth: tuple[str, ...] = ()
     likelihood: str = "gaussian"
+    effects: tuple[str, ...] = ()
 
-    def start(self, cores: Mapping[str, Array], precision: float) -> State:
-        """Cores to start from, every scale at 1."""
+    @property
+    def discrete(self) -> bool:
+        """Whether there is no noise to learn."""
+        return self.likelihood in DISCRETE
+
+    def start(self, cores: Mapping[str, Array], precision: float, constant: float = 0.0) -> State:
+        """Cores to start from, every scale at 1; offsets at 0 around a constant."""
         cores = {c.name: jnp.asarray(cores[c.name]) for c in self.network.cores}
         dtype = jnp.result_type(*cores.values())
         shapes = {name: row_shape(self.network, name) for name in cores}
@@ -85,7 +96,8 @@ class Conjugate:
         }
         scales = {bond: jnp.ones(size, dtype) for bond, size in self.network.ranks.items()}
         correlations = {name: jnp.full(shapes[name][1], 0.5, dtype) for name in self.smooth}
-        return State(cores, covariances, scales, correlations, jnp.asarray(precision, dtype))
+        effects = no_effects(self.effects, self.network.size, constant, dtype)
+        return State(cores, covariances, scales, correlations, jnp.asarray(precision, dtype), effects)
 
     def keep(self, state: State, indices: Mapping[str, np.ndarray]) -> tuple[Conjugate, State]:
         """Model and state with only the given indices of each bond; sigma_core^2 stays what it was."""
@@ -109,10 +121,15 @@ class Conjugate:
                 columns = state.correlations[core.name].reshape([self.network.size[b] for b in bonds])
                 correlations[core.name] = cut(columns, bonds).reshape(p)
         scales = {bond: cut(v, (bond,)) for bond, v in state.scales.items()}
-        return smaller, State(cores, covariances, scales, correlations, state.precision)
+        return smaller, state._replace(cores=cores, covariances=covariances, scales=scales, correlations=correlations)
+
+    def values(self, state: State, data: Observations) -> tuple[Array, Array]:
+        """At the observations: (what the network says, constant and offsets)."""
+        x = data.values(Factored(self.network, state.cores))
+        return x, spread_out(state.effects.values, data, self.network.modes, x)
 
     def sweep(self, key: Key[Array, ""], state: State, data: Observations, how: How, hold: Array) -> State:
-        """Every core given the others, then correlations, scales and noise precision.
+        """Hidden variables and effects, every core given the others, then correlations, scales and noise precision.
 
         Args:
             key: of this sweep.
@@ -123,10 +140,14 @@ class Conjugate:
             hold: whether the noise precision stays as it is.
         """
         draw, spreads = how
-        core_key, scale_key, noise_key, correlation_key, hidden_key = jax.random.split(key, 5)
-        if self.likelihood != "gaussian":
-            x = data.values(Factored(self.network, state.cores))
-            data = augmented(self.likelihood, hidden_key, data, x, state.precision, draw)
+        core_key, scale_key, noise_key, correlation_key, hidden_key, effect_key = jax.random.split(key, 6)
+        effects, modes = state.effects, self.network.modes
+        if self.likelihood != "gaussian" or self.effects:
+            x, total = self.values(state, data)
+            data = augmented(self.likelihood, hidden_key, data, x + total, state.precision, draw)
+        if self.effects:
+            effects, total = update(effect_key, effects, data, modes, x, state.precision, draw)
+            data = taken_off(data, effects, modes, total)
         cores, covariances, correlations = dict(state.cores), dict(state.covariances), dict(state.correlations)
         shapes = {name: row_shape(self.network, name) for name in cores}
         ends = np.cumsum([q * p for q, p in shapes.values()])
@@ -157,7 +178,7 @@ class Conjugate:
         residual = data.energy + (second * gram).sum() - 2 * (moment * rows).sum()
         precision = pick_precision(noise_key, data.count, jnp.maximum(residual, 0), draw)
         scales = pick_scales(scale_key, self.network, self.prior, self.variance, state.scales, squares, draw)
-        return State(cores, covariances, scales, correlations, jnp.where(hold, state.precision, precision))
+        return State(cores, covariances, scales, correlations, jnp.where(hold, state.precision, precision), effects)
 
 
 def pick_scales(
@@ -199,91 +220,6 @@ def prior_precision(network: Network, name: str, scales: Mapping[str, Array], va
     return (product / variance).reshape(-1)
 
 
-def row_posterior(
-    gram: Float[Array, "q p p"], moment: Float[Array, "q p"], d: Float[Array, "p"], noise: Float[Array, "q p"]
-) -> tuple[Float[Array, "q p"], Float[Array, "q p p"]]:
-    """(rows, covariances) of `N(A^-1 moment, A^-1)`, `A = gram + diag(d)`: rows are its mean where noise is zero."""
-    root = jnp.linalg.cholesky(gram + jnp.diag(d)[None])
-    inverse_root = _inverse_root(root)
-    white = jnp.einsum("qpr,qr->qp", inverse_root, moment) + noise
-    return jnp.einsum("qrp,qr->qp", inverse_root, white), jnp.matmul(inverse_root.mT, inverse_root)
-
-
-def chain_posterior(
-    gram: Float[Array, "q p p"],
-    moment: Float[Array, "q p"],
-    d: Float[Array, "p"],
-    noise: Float[Array, "q p"],
-    rho: Float[Array, "p"],
-) -> tuple[Float[Array, "q p"], Float[Array, "q p p"], Float[Array, "q p"]]:
-    """As `row_posterior`, each column an autoregression: (rows, covariances, covariance of each entry with its next).
-
-    The joint precision is block tridiagonal, off the diagonal `-diag(link)`. Block elimination forwards and
-    substitution backwards give one exact joint draw of the whole core (or its exact means and covariances).
-    """
-    link = d * rho
-    ends = (jnp.arange(len(gram)) == 0) | (jnp.arange(len(gram)) == len(gram) - 1)
-    inside = jnp.where(ends[:, None], d[None], (d * (1 + rho**2))[None])
-    gram = gram + inside[:, :, None] * jnp.eye(len(d), dtype=d.dtype)[None]
-
-    def forward(carry, now):
-        coupling, pulled = carry
-        gram_i, moment_i = now
-        inverse_root = _inverse_root(jnp.linalg.cholesky(gram_i - coupling))
-        white = inverse_root @ (moment_i + pulled)
-        across = inverse_root * link[None, :]
-        return (across.T @ across, across.T @ white), (inverse_root, white)
-
-    def backward(carry, now):
-        after, spread = carry
-        inverse_root, white, noise_i = now
-        across = inverse_root * link[None, :]
-        row = inverse_root.T @ (white + across @ after + noise_i)
-        gain = inverse_root.T @ across
-        onward = gain @ spread
-        spread = inverse_root.T @ inverse_root + onward @ gain.T
-        return (row, spread), (row, spread, jnp.diagonal(onward))
-
-    zero = jnp.zeros_like(gram[0]), jnp.zeros_like(moment[0])
-    _, (inverse_roots, whites) = jax.lax.scan(forward, zero, (gram, moment))
-    return jax.lax.scan(backward, zero[::-1], (inverse_roots, whites, noise), reverse=True)[1]
-
-
-def _inverse_root(root: Float[Array, "*q p p"]) -> Float[Array, "*q p p"]:
-    eye = jnp.broadcast_to(jnp.eye(root.shape[-1], dtype=root.dtype), root.shape)
-    return jax.lax.linalg.triangular_solve(root, eye, left_side=True, lower=True)
-
-
-def pick_correlations(
-    key: Key[Array, ""],
-    own: Mapping[str, Float[Array, "q p"]],
-    pairs: Mapping[str, Float[Array, "n p"]],
-    precisions: Mapping[str, Float[Array, "p"]],
-    draw: float | Array,
-) -> dict[str, Array]:
-    """For each column of each smooth core one of CORRELATIONS: drawn from its conditional, or the best.
-
-    Args:
-        key: for the draws.
-        own: second moments of the rows of each core.
-        pairs: core -> expected products of neighbouring rows.
-        precisions: core -> prior precision of each column.
-        draw: 1 to draw, 0 for the best.
-    """
-    sums = [
-        precisions[name][None] * jnp.stack([own[name][0], own[name][:-1].sum(0), pair.sum(0)])
-        for name, pair in pairs.items()
-    ]
-    first, before, cross = jnp.concatenate(sums, axis=1)  # each [columns of all cores]
-    rho = jnp.asarray(CORRELATIONS, first.dtype)[:, None]
-    first, before, cross = first[None], before[None], cross[None]
-    error = (1 - rho**2) * first - 2 * rho * cross + rho**2 * before
-    log_p = 0.5 * jnp.log1p(-(rho**2)) - 0.5 * error
-    best = rho[jnp.argmax(log_p + draw * jax.random.gumbel(key, log_p.shape, log_p.dtype), axis=0), 0]
-    ends = np.cumsum([pair.shape[1] for pair in pairs.values()])[:-1]
-    return dict(zip(pairs, jnp.split(best, ends), strict=True))
-
-
 def pick_precision(key: Key[Array, ""], count: Array, residual: Array, draw: float | Array) -> Float[Array, ""]:
     """Of the noise: Gamma(count / 2, residual / 2) drawn, or `count / residual`."""
     shape = 0.5 * count + _SHAPE
@@ -304,3 +240,11 @@ def sweeps(
         return state, state._replace(covariances={})
 
     return jax.lax.scan(one, state, (keys, hold))
+
+
+@partial(quick_jit, static_argnames="model")
+def refreshed(model: Conjugate, state: State, data: Observations) -> Observations:
+    """Counts with the dispersion that goes with the rates so far; other observations as they are."""
+    if model.likelihood != "poisson":
+        return data
+    return replace(data, weight=jnp.where(data.weight > 0, dispersion(jnp.add(*model.values(state, data))), 0.0))

@@ -31,7 +31,10 @@ class Likelihood(Protocol):
 
 @dataclass(frozen=True)
 class Categorical:
-    """`p(y | outputs) = softmax(outputs)[y]`: outputs (batch, classes), targets (batch,) of ints."""
+    """`p(y | outputs) = softmax(outputs)[y]`: outputs (batch, classes), targets (batch,) of ints.
+
+    A datum may have several targets (the characters of a text): outputs (batch, ..., classes), targets (batch, ...).
+    """
 
     def initial(self) -> Position:
         """No parameters."""
@@ -42,13 +45,15 @@ class Categorical:
         return jnp.asarray(0.0)
 
     def log_prob(
-        self, parameters: Position, outputs: Float[Array, "batch classes"], targets: Int[Array, "batch"]
+        self, parameters: Position, outputs: Float[Array, "batch *each classes"], targets: Int[Array, "batch *each"]
     ) -> Float[Array, "batch"]:
-        """`log softmax(outputs)[targets]`."""
-        if targets.shape != outputs.shape[:1]:
-            raise ValueError(f"targets have shape {targets.shape}; outputs {outputs.shape} ask for {outputs.shape[:1]}")
-        chosen = jnp.take_along_axis(outputs, targets[:, None].astype(jnp.int32), axis=1)[:, 0]
-        return chosen - jax.nn.logsumexp(outputs, axis=1)
+        """`log softmax(outputs)[targets]`, summed over the targets of a datum."""
+        wanted = outputs.shape[:-1]
+        if targets.shape != wanted:
+            raise ValueError(f"targets have shape {targets.shape}; outputs {outputs.shape} ask for {wanted}")
+        chosen = jnp.take_along_axis(outputs, targets[..., None].astype(jnp.int32), axis=-1)[..., 0]
+        each = chosen - jax.nn.logsumexp(outputs, axis=-1)
+        return each.sum(axis=tuple(range(1, each.ndim)))
 
 
 @dataclass(frozen=True)

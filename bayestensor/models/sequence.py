@@ -1,4 +1,5 @@
-"""Classifiers of sequences of tokens, token 0 being padding: a bidirectional LSTM, and a Transformer encoder."""
+"""Sequences of tokens: a bidirectional LSTM and a Transformer encoder that classify them (token 0 being padding), and
+a Transformer decoder that tells the next one."""
 
 from __future__ import annotations
 
@@ -63,12 +64,50 @@ class TransformerEncoder(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch classes"]:
         """Logits; padding is neither looked at nor averaged."""
-        real = tokens > 0
-        places = jnp.broadcast_to(self.positions(jnp.arange(tokens.shape[1])), (*tokens.shape, self.norm.num_features))
-        x = self.embed(tokens) + places
+        real, x = tokens > 0, _placed(self.embed, self.positions, tokens)
         for block in self.blocks:
             x = block(x, real[:, None, None, :])
         return self.head(self.norm(_mean(x, real)))
+
+
+class TransformerDecoder(nnx.Module):
+    """`head(norm(causal blocks(embedding + positions)))`: scores of the next token at every place.
+
+    Args:
+        embed: from tokens to features.
+        blocks: of features to features.
+        head: from features to tokens.
+        length: the most tokens.
+        features: width of the embedding.
+        rngs: Flax's random streams.
+    """
+
+    def __init__(
+        self,
+        embed: nnx.Module,
+        blocks: Sequence[TransformerBlock],
+        head: nnx.Module,
+        length: int,
+        features: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.embed, self.blocks, self.head = embed, nnx.List(blocks), head
+        self.positions = nnx.Embed(length, features, rngs=rngs)
+        self.norm = nnx.LayerNorm(features, rngs=rngs)
+
+    def __call__(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch time vocabulary"]:
+        """Logits; those at a place see the tokens up to it."""
+        x = _placed(self.embed, self.positions, tokens)
+        for block in self.blocks:
+            x = block(x, is_causal=True)
+        return self.head(self.norm(x))
+
+
+def _placed(embed: nnx.Module, positions: nnx.Embed, tokens: Int[Array, "batch time"]) -> Array:
+    """Embeddings of tokens and of their places, added: (batch, time, features)."""
+    x = embed(tokens)
+    return x + jnp.broadcast_to(positions(jnp.arange(tokens.shape[1])), x.shape)
 
 
 def _mean(x: Float[Array, "batch time features"], real: Bool[Array, "batch time"]) -> Float[Array, "batch features"]:
@@ -124,20 +163,40 @@ def transformer_encoder(
         rank: of every bond.
         rngs: Flax's random streams.
     """
-    hidden = 4 * features if hidden is None else hidden
-
-    def block() -> TransformerBlock:
-        layers: list[Network | tuple[int, int]] = [(features, hidden), (hidden, features)]
-        if format == "dense":
-            attention = nnx.MultiHeadAttention(heads, features, decode=False, keep_rngs=False, rngs=rngs)
-        else:
-            layers = [linear_network(out, into, format, rank) for into, out in ((features, hidden), (hidden, features))]
-            square = linear_network(features, features, format, rank)
-            attention = MultiHeadAttention(heads, square, out=square, rngs=rngs)
-        return TransformerBlock(attention, MLP(layers, activation="gelu", rngs=rngs), features, rngs=rngs)
-
+    sizes = (features, heads, 4 * features if hidden is None else hidden)
     embed, head = _embed(vocabulary, features, format, rank, rngs), _linear(features, classes, format, rank, rngs)
-    return TransformerEncoder(embed, [block() for _ in range(blocks)], head, length, features, rngs=rngs)
+    made = [_block(*sizes, format, rank, rngs) for _ in range(blocks)]
+    return TransformerEncoder(embed, made, head, length, features, rngs=rngs)
+
+
+def transformer_decoder(
+    vocabulary: int,
+    length: int,
+    features: int,
+    *,
+    heads: int = 4,
+    hidden: int | None = None,
+    blocks: int = 2,
+    format: str = "tt_matrix",
+    rank: int = 8,
+    rngs: nnx.Rngs,
+) -> TransformerDecoder:
+    """A `TransformerDecoder`; arguments as `transformer_encoder`'s. With `Categorical`, y is x one token later."""
+    sizes = (features, heads, 4 * features if hidden is None else hidden)
+    embed, head = _embed(vocabulary, features, format, rank, rngs), _linear(features, vocabulary, format, rank, rngs)
+    made = [_block(*sizes, format, rank, rngs) for _ in range(blocks)]
+    return TransformerDecoder(embed, made, head, length, features, rngs=rngs)
+
+
+def _block(features: int, heads: int, hidden: int, format: str, rank: int, rngs: nnx.Rngs) -> TransformerBlock:
+    layers: list[Network | tuple[int, int]] = [(features, hidden), (hidden, features)]
+    if format == "dense":
+        attention = nnx.MultiHeadAttention(heads, features, decode=False, keep_rngs=False, rngs=rngs)
+    else:
+        layers = [linear_network(out, into, format, rank) for into, out in ((features, hidden), (hidden, features))]
+        square = linear_network(features, features, format, rank)
+        attention = MultiHeadAttention(heads, square, out=square, rngs=rngs)
+    return TransformerBlock(attention, MLP(layers, activation="gelu", rngs=rngs), features, rngs=rngs)
 
 
 def _embed(vocabulary: int, features: int, format: str, rank: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from bayestensor.nn.linear import Linear
+from bayestensor.tensor.contract import matrix
 from bayestensor.tensor.network import Network
+from bayestensor.tensor.plan import plan_matvec
 from bayestensor.typing import Array, Bool, Float
 
 
@@ -84,20 +89,37 @@ def recur(
 ) -> Float[Array, "batch time hidden"]:
     """Outputs of a cell after each step of x, from a zero carry.
 
-    One `lax.scan` over the weights as they are, where `nnx.RNN` lifts the module into it.
+    One `lax.scan` over the weights as they are, where `nnx.RNN` lifts the module into it. The product with x is taken
+    for all steps at once, and W_h is formed once for all steps where that is counted cheaper.
 
     Args:
-        cell: `(carry, input) -> (carry, output)`, with `initialize_carry`: ours or Flax's.
+        cell: ours, or Flax's `OptimizedLSTMCell` or `GRUCell`.
         x: inputs.
         mask: where False (padding) the step gives zeros and leaves a zero carry.
         reverse: read x from its end; outputs stay at their inputs' places.
     """
     carry = cell.initialize_carry((x.shape[0], x.shape[2]), nnx.Rngs(0))  # zeros; only Flax's cells ask for a stream
     real = jnp.ones(x.shape[:2], x.dtype) if mask is None else mask.astype(x.dtype)
+    ahead = SimpleNamespace(
+        dense_i=lambda product: product,
+        dense_h=_formed(cell.dense_h, x.shape[0] * x.shape[1]),
+        gate_fn=cell.gate_fn,
+        activation_fn=cell.activation_fn,
+    )
 
     def step(carry, at):
-        x, keep = at
-        return jax.tree.map(lambda part: part * jnp.broadcast_to(keep[:, None], part.shape), cell(carry, x))
+        product, keep = at
+        after = type(cell).__call__(ahead, carry, product)  # the cell's own equations
+        return jax.tree.map(lambda part: part * jnp.broadcast_to(keep[:, None], part.shape), after)
 
-    _, outputs = jax.lax.scan(step, carry, (x.swapaxes(0, 1), real.T), reverse=reverse)
+    _, outputs = jax.lax.scan(step, carry, (cell.dense_i(x).swapaxes(0, 1), real.T), reverse=reverse)
     return outputs.swapaxes(0, 1)
+
+
+def _formed(layer: nnx.Module, rows: int) -> Callable[[Array], Array]:
+    """The layer with its matrix formed beforehand, where that is counted cheapest for so many rows in all."""
+    if not isinstance(layer, Linear) or not plan_matvec(layer.kernel.network, rows).densify:
+        return layer
+    kernel = matrix(layer.kernel.tensor).T
+    bias = jnp.zeros(layer.out_features) if layer.bias is None else layer.bias[...]
+    return lambda h: h @ kernel + jnp.broadcast_to(bias, (*h.shape[:-1], layer.out_features))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -14,6 +15,8 @@ from bayestensor.tensor.network import Factored, Network
 from bayestensor.tensor.paths import contraction_path
 from bayestensor.tensor.plan import Plan, check_plan, plan_matvec
 from bayestensor.typing import Array, Float, Int
+
+MOST_ROWS = 4  # per lookup: up to so many rows of a product of cores are formed for all lookups together
 
 Term: TypeAlias = tuple[Array, tuple[str, ...]]  # an array and the names of its axes
 
@@ -158,8 +161,30 @@ def rows(tensor: Factored, index: Int[Array, "*batch"]) -> Float[Array, "*batch 
     sizes = tuple(network.size[leg] for leg in network.rows)
     flat = index.reshape(-1)
     at = dict(zip(network.rows, jnp.unravel_index(flat, sizes), strict=True))
-    out = contract(_gathered(_core_terms(tensor), at, flat.size), ("batch", *network.cols))
+    tables = _tables(tensor, MOST_ROWS * flat.size)
+    out = contract(_gathered(tables, at, flat.size), ("batch", *network.cols))
     return out.reshape(*index.shape, network.matrix_shape[1])
+
+
+def _tables(tensor: Factored, most: int) -> list[Term]:
+    """Cores contracted with each other as long as no product has more than `most` combinations of row modes.
+
+    Products of whole tables are few and large; those of gathered slices are one small product a lookup.
+    """
+    size, rows = tensor.network.size, tensor.network.rows
+    terms = _core_terms(tensor)
+    while True:
+        pairs = []
+        for (j, (_, one)), (k, (_, two)) in itertools.combinations(enumerate(terms), 2):
+            others = {leg for i, (_, legs) in enumerate(terms) if i not in (j, k) for leg in legs}
+            legs = tuple(leg for leg in dict.fromkeys(one + two) if leg in others or leg in tensor.network.modes)
+            if set(one) & set(two) and math.prod(size[leg] for leg in legs if leg in rows) <= most:
+                pairs.append((math.prod(size[leg] for leg in legs), j, k, legs))
+        if not pairs:
+            return terms
+        _, j, k, legs = min(pairs)
+        joined = (contract([terms[j], terms[k]], legs), legs)
+        terms = [*(term for i, term in enumerate(terms) if i not in (j, k)), joined]
 
 
 def entries(tensor: Factored, coords: Int[Array, "n modes"]) -> Float[Array, "n"]:

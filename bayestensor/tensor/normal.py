@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import jax
@@ -39,14 +39,24 @@ class Grid:
     energy: Float[Array, ""]  # sum of target^2 / weight
 
     @classmethod
-    def build(cls, values: np.ndarray, observed: np.ndarray) -> Grid:
-        """Weight 1 where observed; what stands elsewhere is not looked at."""
-        target = np.where(observed, values, 0.0)
-        return cls(*map(jnp.asarray, (observed.astype(target.dtype), target, float(observed.sum()), (target**2).sum())))
+    def build(cls, values: np.ndarray, observed: np.ndarray, weights: np.ndarray | None = None) -> Grid:
+        """Weight 1, or `weights`, where observed; what stands elsewhere is not looked at."""
+        weight = np.where(observed, 1.0 if weights is None else weights, 0.0)
+        values = np.where(observed, values, 0.0)
+        energy = (weight * values**2).sum()
+        return cls(*map(jnp.asarray, (weight, weight * values, float(observed.sum()), energy)))
 
     def values(self, tensor: Factored) -> Array:
         """The tensor at the observations (and at the hidden entries too)."""
         return dense(tensor)
+
+    def total(self, x: Array, mode: int) -> Array:
+        """Sum of x, shaped as the observations are, over all with the same index of a mode."""
+        return x.sum(tuple(k for k in range(x.ndim) if k != mode))
+
+    def spread(self, row: Array, mode: int) -> Array:
+        """A number for each index of a mode, at the observations (or broadcast to them)."""
+        return row.reshape([-1 if k == mode else 1 for k in range(self.weight.ndim)])
 
 
 @jax.tree_util.register_dataclass
@@ -58,6 +68,7 @@ class Entries:
     `groups[core]` is [chunks], that index, ascending. `Entries.build` makes both.
     """
 
+    shape: tuple[int, ...] = field(metadata={"static": True})
     coords: Int[Array, "n modes"]
     weight: Float[Array, "n"]
     target: Float[Array, "n"]
@@ -67,8 +78,10 @@ class Entries:
     groups: dict[str, Array]
 
     @classmethod
-    def build(cls, network: Network, coords: np.ndarray, values: np.ndarray) -> Entries:
-        """Weight 1 each; the list is sorted once for each core."""
+    def build(
+        cls, network: Network, coords: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None
+    ) -> Entries:
+        """Weight 1 each, or `weights`; the list is sorted once for each core."""
         places, groups = {}, {}
         for core in network.cores:
             open_, _ = split_legs(network, core)
@@ -76,12 +89,22 @@ class Entries:
             columns = [coords[:, network.modes.index(leg)] for leg in open_]
             index = np.ravel_multi_index(columns, sizes) if open_ else np.zeros(len(coords), int)
             places[core.name], groups[core.name] = _chunks(index, math.prod(sizes))
-        weight, count, energy = jnp.ones_like(values), jnp.asarray(float(len(values))), jnp.asarray((values**2).sum())
-        return cls(jnp.asarray(coords, jnp.int32), weight, jnp.asarray(values), count, energy, places, groups)
+        weight = np.ones_like(values) if weights is None else weights
+        target, count, energy = weight * values, jnp.asarray(float(len(values))), (weight * values**2).sum()
+        w, t, square = map(jnp.asarray, (weight, target, energy))
+        return cls(network.shape, jnp.asarray(coords, jnp.int32), w, t, count, square, places, groups)
 
     def values(self, tensor: Factored) -> Array:
         """The tensor at the observations, block by block."""
         return in_blocks(lambda at: entries(tensor, at), self.coords, 4096)
+
+    def total(self, x: Array, mode: int) -> Array:
+        """Sum of x, one number an observation, over all with the same index of a mode."""
+        return jax.ops.segment_sum(x, self.coords[:, mode], self.shape[mode])
+
+    def spread(self, row: Array, mode: int) -> Array:
+        """A number for each index of a mode, at the observations."""
+        return row[self.coords[:, mode]]
 
 
 Observations: TypeAlias = Grid | Entries

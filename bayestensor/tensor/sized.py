@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,7 @@ from bayestensor.tensor.formats import FORMATS, Rank, Shape, factorize, matrix_s
 from bayestensor.tensor.network import Network
 
 UNSPLIT = 64  # channels up to so many stay one mode of a convolution: the chain of Tucker-2 is short and fast
+CENTRED = ("tucker", "block_term")  # their centre grows with the rank to the power of the modes
 PADDING = 0.02  # share by which a table may grow to a number of rows that factorises better
 
 
@@ -19,11 +21,13 @@ def linear_network(
     """A (out_features, in_features) matrix in `order` modes a side, as equal as the widths' divisors allow.
 
     A prime width stays one mode, which no format splits. Modes of 1 are kept only where rows and columns are paired
-    (TT-matrix). In a tree an int rank is cut, bond by bond, to what any tensor of the shape can use.
+    (TT-matrix), and formats with a centre of all bonds (Tucker, block-term) have at most two a side. In a tree an int
+    rank is cut, bond by bond, to what any tensor of the shape can use.
 
     Raises:
         ValueError: an unknown format, widths below 1, a rank that the format does not take.
     """
+    order = 2 if order is None and format in CENTRED and max(out_features, in_features) > 8 else order
     rows, cols = matrix_shapes(out_features, in_features, order)
     return _network(format, rows, cols, rank)
 
@@ -64,13 +68,28 @@ def embed_network(
 ) -> Network:
     """A table (rows, features) with at least num_embeddings rows: up to 2 % more where those factorise better.
 
-    A vocabulary is often prime or nearly so; rows that nobody looks up cost next to nothing here.
+    A vocabulary is often prime or nearly so; rows that nobody looks up cost next to nothing here. Formats with a
+    centre of all bonds (Tucker, block-term) have at most two modes a side.
     """
     if order is None:
         order = len(matrix_shapes(num_embeddings, features)[0])
+        order = min(order, 2) if format in CENTRED else order
     most = max(num_embeddings, math.floor(num_embeddings * (1 + PADDING)))
-    rows = min((factorize(n, order) for n in range(num_embeddings, most + 1)), key=sum)
-    return _network(format, rows, factorize(features, order), rank)
+    return _network(format, _split_between(num_embeddings, most, order), factorize(features, order), rank)
+
+
+def _split_between(least: int, most: int, order: int) -> tuple[int, ...]:
+    """`order` factors, as equal as can be, whose product lies between; largest first."""
+    middle = round(least ** (1 / order))
+
+    def near(width: int) -> list[tuple[int, tuple[int, ...]]]:
+        """(sum, split) of those with all factors within `width` of the middle."""
+        factors = range(middle + width, max(middle - width, 1) - 1, -1)
+        splits = itertools.combinations_with_replacement(factors, order)
+        return [(sum(split), split) for split in splits if least <= math.prod(split) <= most]
+
+    first = next(width for width in itertools.count(1) if near(width))  # ends: (least, 1, ..., 1) always qualifies
+    return min(near(2 * first))[1]
 
 
 def _bare(modes: Shape) -> tuple[int, ...]:

@@ -54,7 +54,8 @@ def main() -> None:
             flush=True,
         )
     began = time.process_time()
-    model = TensorCompletion(likelihood="bernoulli", max_rank=options.max_rank, smooth=(), random_state=options.seed)
+    settings = {"max_rank": options.max_rank, "smooth": (), "effects": "auto", "random_state": options.seed}
+    model = TensorCompletion(likelihood="bernoulli", **settings)
     p = model.fit(np.where(held, np.nan, whole)).predict()[held]
     print(
         f"ours: AUC {roc_auc_score(truth, p):.4f}, PR {average_precision_score(truth, p):.4f}, ECE "

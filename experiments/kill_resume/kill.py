@@ -40,6 +40,8 @@ SETTINGS = {
     "dense_twin": False,
 }
 LEFT = ("draws/*", "pruned/*", "sampling.jsonl", "metrics.jsonl", "model.npz", "starts/*/model.npz")
+PROGRESS = ("checkpoints/*", "starts/*/checkpoints/*", "sampling/*", "draws/*")
+START_UP = 0.2  # share of the kills that come before a process, begun or resumed, may have written
 PHASES = ("start-up", "training", "burn-in", "drawing", "ending")
 
 
@@ -67,9 +69,27 @@ def go_on(out: Path, engine: str) -> None:
         run.run(config.build(SETTINGS | {"engine": ENGINES[engine]}), out)
 
 
-def phase(out: Path) -> str:
-    """How far a killed run had come."""
-    if not (out / "checkpoints").exists():
+def written(out: Path) -> int:
+    """When training or sampling last left something in a run's folder (ns); 0: never."""
+    files = (file for names in PROGRESS for file in out.glob(names))
+    return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
+
+
+def ended(pid: int) -> bool:
+    """Whether a child is done; it stays to be waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def until_it_writes(pid: int, out: Path) -> None:
+    """Returns once a child has written something new, or has ended."""
+    before = written(out)
+    while written(out) == before and not ended(pid):
+        time.sleep(0.005)
+
+
+def phase(out: Path, before: int) -> str:
+    """How far a killed run had come; `before`: when its folder was written last before it began."""
+    if written(out) == before:
         return "start-up"
     if (out / "summary.json").exists() or (out / "model.npz").exists() or (out / "pruned").exists():
         return "ending"
@@ -83,29 +103,44 @@ def left(out: Path) -> dict[str, bytes]:
     return {str(file.relative_to(out)): file.read_bytes() for names in LEFT for file in sorted(out.glob(names))}
 
 
+def without_a_stop(engine: str, whole: Path) -> tuple[float, float]:
+    """Seconds of start-up and of work of a run without a stop, taken with a warm compilation cache."""
+    for _ in range(2):
+        shutil.rmtree(whole, ignore_errors=True)
+        began = time.perf_counter()
+        pid = child(lambda: go_on(whole, engine))
+        until_it_writes(pid, whole)
+        wrote = time.perf_counter()
+        _, status = os.waitpid(pid, 0)
+        assert status == 0, f"{engine}: the run without a stop failed"
+    return wrote - began, time.perf_counter() - wrote
+
+
 def trial(engine: str, kills: int, rng: random.Random, place: Path) -> tuple[Counter, int, int]:
     """(kills by phase, runs finished, runs that left other bytes than the one without a stop)."""
     whole = place / f"{engine}-whole"
-    for _ in range(2):  # the second with a warm compilation cache, for its time
-        shutil.rmtree(whole, ignore_errors=True)
-        began = time.perf_counter()
-        _, status = os.waitpid(child(lambda: go_on(whole, engine)), 0)
-        assert status == 0, f"{engine}: the run without a stop failed"
-    length, expected = time.perf_counter() - began, left(whole)
-    found, finished, wrong = Counter(), 0, 0
-    while found.total() < kills or finished == 0:
+    start_up, work = without_a_stop(engine, whole)
+    expected, found, finished, wrong = left(whole), Counter(), 0, 0
+    while True:  # until the kills are spent and the run that the last one hit has ended
         out = place / f"{engine}-{finished}"
+        before = written(out)
         pid = child(lambda out=out: go_on(out, engine))
         if found.total() < kills:
-            time.sleep(rng.uniform(0, length))
+            if rng.random() < START_UP:
+                time.sleep(rng.uniform(0, start_up))
+            else:
+                until_it_writes(pid, out)
+                time.sleep(rng.uniform(0, work / 2))
             os.kill(pid, signal.SIGKILL)  # a finished child waits for its parent, so this reaches no other process
         _, status = os.waitpid(pid, 0)
         if os.WIFSIGNALED(status):
-            found[phase(out)] += 1
+            found[phase(out, before)] += 1
+            print(f"{engine}: {dict(found)}, {finished} finished, {wrong} other bytes", file=sys.stderr, flush=True)
             continue
         assert status == 0, f"{engine}: a resumed run failed"
         finished, wrong = finished + 1, wrong + (left(out) != expected)
-    return found, finished, wrong
+        if found.total() >= kills:
+            return found, finished, wrong
 
 
 def main() -> None:
