@@ -28,6 +28,7 @@ from bayestensor.typing import Array, Bool, Float
 
 INFERENCE = ("gibbs", "map")
 _WIDEST = {"cp": 8}  # largest default rank; of the other formats 5
+_WARM = 2**31  # portions of the warm-up are numbered from here: their keys are their own
 _R_HAT = 1.05  # above this chains have not come together
 _LARGEST_BLOCK = 150  # most bond indices of a core that 'auto' asks for
 _LARGEST_SYSTEM = 1500  # most unknowns or rows, whichever are fewer, of a core's equations that 'auto' asks for
@@ -153,6 +154,19 @@ def starts(model: Coefficient, chains: int, seed: int) -> CoefficientState:
     cores = {name: jnp.asarray(rng.normal(scale=model.variance**0.5, size=shape)) for name, shape in shapes.items()}
     scales = {bond: jnp.asarray(np.ones((chains, size))) for bond, size in network.ranks.items()}
     return CoefficientState(cores, scales, {name: jnp.asarray(np.zeros(chains, int)) for name in model.smooth})
+
+
+def warmed_up(estimator: Any, sweeps: Any, seed: int, states: Any, alone: Any) -> Any:
+    """States after half as many sweeps as the burn-in has on data without a remainder, where there is one.
+
+    Else the remainder takes what there is in the first sweeps, and the low rank finds nothing left to grow on.
+    """
+    if estimator.remainder is None:
+        return states
+    draw = 1.0 if estimator.inference == "gibbs" else 0.0
+    for part in range(-(-estimator.burn_in // (2 * PORTION))):
+        states, _ = sweeps(np.uint32(seed), np.uint32(_WARM + part), states, alone, draw)
+    return states
 
 
 def run_chains(estimator: Any, sweeps: Any, seed: int, states: Any, data: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from bayestensor.estimators.coefficient import (
     run_chains,
     standing_out,
     starts,
+    warmed_up,
 )
 from bayestensor.estimators.covariates import (
     covariate_units,
@@ -118,7 +120,9 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
     def _run(self, model: Coefficient) -> RegressionState:
         seed, chains = seed_of(self.random_state), self.chains if self.inference == "gibbs" else 1
         k = (chains, *self._data.y.shape[1:])
-        first = RegressionState(starts(model, chains, seed), jnp.asarray(np.full(k, 2.0)), jnp.asarray(np.ones(k)))
+        first = RegressionState(starts(model, chains, seed), jnp.asarray(np.full(k, 2.0)), jnp.asarray(np.zeros(k)))
+        alone = replace(self._data, spectrum=np.zeros_like(self._data.spectrum))
+        first = warmed_up(self, partial(sweeps, model), seed, first, alone)._replace(ratio=first.ratio)
         return run_chains(self, partial(sweeps, model), seed, first, self._data)
 
     def _centred(self, x: np.ndarray, y: np.ndarray, network: Network, families: dict[str, Family]) -> Centred:
