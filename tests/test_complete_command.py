@@ -71,13 +71,26 @@ def test_every_kind_of_file_gives_the_same_completion(tensor, tmp_path, kind, mo
 
 def test_held_out_entries_are_not_seen_and_figures_are_drawn(tensor, tmp_path):
     _save(tensor, tmp_path / "x.npy")
-    _, summary = command.complete(tmp_path / "x.npy", tmp_path / "out", OPTIONS, 0.2, lambda _: None)
+    options = OPTIONS | {"conformal": 0.15}
+    _, summary = command.complete(tmp_path / "x.npy", tmp_path / "out", options, 0.2, lambda _: None)
+    completed = np.load(tmp_path / "out" / "completed.npz", allow_pickle=False)
+    assert (completed["conformal_lower"] < completed["mean"]).all() and (
+        completed["mean"] < completed["conformal_upper"]
+    ).all()
     held = summary["held_out"]
     assert held["entries"] == np.ceil(0.2 * summary["observed"])
     assert 0.05 < held["rrse"] < 0.5 and held["width_90"] > 0.2  # noise of 0.1 in entries of sd 1.4, never below it
     shown = StringIO()
     Console(file=shown, width=100).print(completion_table(summary))
-    for fragment in ("6 x 5 x 4", "rank", "2 (cp)", f"{held['entries']} entries", f"{held['rrse']:.4g}", "num_draws"):
+    for fragment in (
+        "6 x 5 x 4",
+        "rank",
+        "2 (cp)",
+        f"{held['entries']} entries",
+        f"{held['rrse']:.4g}",
+        "conformal 90 %",
+        "num_draws",
+    ):
         assert fragment in shown.getvalue()
     for name in ("rank", "held_out", "weights", "factors"):
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000

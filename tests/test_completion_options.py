@@ -138,6 +138,31 @@ def test_effects_are_their_conditional_means_and_leave_the_rest_to_the_network(k
     np.testing.assert_allclose(left.target, target, atol=1e-12)
 
 
+def test_effects_are_drawn_from_their_conditionals():
+    # 4,000 draws: standardised, their variance has se 0.022; draws without noise, or of twice the variance, are seen
+    rng, shape = np.random.default_rng(0), (4, 3, 5)
+    y, x, seen = rng.normal(size=shape), rng.normal(size=shape), rng.random(shape) < 0.6
+    network = FORMATS["cp"](shape, (), rank=1)
+    names, precision = (beside.CONSTANT, network.modes[1]), 3.0
+    with jax.enable_x64(True):
+        data, at = Grid.build(y, seen), jnp.asarray(x)
+
+        def one(key):
+            start = beside.start(names, network.size, 0.0, jnp.float64)
+            return beside.update(key, start, data, network.modes, at, jnp.asarray(precision), 1.0)[0]
+
+        drawn = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 4000))
+    constant, offsets = (np.asarray(drawn.values[name]) for name in names)
+    left, count = np.where(seen, y - x, 0), seen.sum((0, 2))
+    z = [(constant - precision * left.sum() / (precision * seen.sum() + 0.01)) * np.sqrt(precision * seen.sum() + 0.01)]
+    mean = precision * (left.sum((0, 2)) - count * constant[:, None]) / (precision * count + 10)
+    z += list(((offsets - mean) * np.sqrt(precision * count + 10)).T)
+    for each in z:
+        assert abs(each.mean()) < 5 / np.sqrt(4000) and abs(each.var() - 1) < 0.11
+    assert np.abs(np.corrcoef(z) - np.eye(4)).max() < 0.08
+    assert not any(np.asarray(v).any() for v in drawn.variances.values())
+
+
 def test_counts_with_effects_are_predicted_by_rates_and_their_intervals_are_quantiles_of_counts():
     from scipy.special import logsumexp
     from scipy.stats import poisson

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bayestensor.models.conjugate import CORRELATIONS
+from bayestensor.models.rows import CORRELATIONS
 from bayestensor.tensor.network import Network
 
 _MOST_DIRECTIONS = 64  # coordinates of one covariate mode

@@ -40,7 +40,7 @@ def held_out(given: Observed, share: float, by: Any, seed: int) -> np.ndarray:
     held = out[groups]
     if not held.any() or held.all():
         raise ValueError(
-            f"conformal: a share of {share} of {count} {'entries' if by == 'random' else 'fibres'} leaves none or all"
+            f"holding out {share} of {count} {'entries' if by == 'random' else 'fibres'} leaves none or all of them"
         )
     return held
 

@@ -98,6 +98,10 @@ def _held_out(observed: tensors.Observed, options: Mapping[str, Any], share: flo
     low, high = model.predict_interval(LEVEL, at)
     mean = model.predict(at)
     numbers = {"rrse": model.rrse(at, truth), "log_density": model.score(at, truth)}
+    if model.conformal:
+        ends = model.conformal_interval(LEVEL, at)
+        numbers["conformal_coverage_90"] = float(np.mean((ends[0] <= truth) & (truth <= ends[1])))
+        numbers["conformal_width_90"] = float(np.mean(ends[1] - ends[0]))
     return {"truth": truth, "mean": mean, "low": low, "high": high, "levels": levels, "inside": np.array(inside)} | {
         name: np.array(value) for name, value in numbers.items()
     }
@@ -125,7 +129,7 @@ def _summary(model: TensorCompletion, observed: tensors.Observed, held: dict[str
             "log_density": float(held["log_density"]),
             "coverage_90": float(inside.mean()),
             "width_90": float(np.mean(held["high"] - held["low"])),
-        }
+        } | {name: float(value) for name, value in held.items() if name.startswith("conformal")}
     return summary
 
 

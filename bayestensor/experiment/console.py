@@ -173,7 +173,10 @@ def completion_table(summary: dict[str, Any]) -> Table:
         table.add_row("held out", f"{held['entries']:,} entries")
         table.add_row("relative error", f"{held['rrse']:.4g}")
         table.add_row("log density", f"{held['log_density']:.4g}")
-        table.add_row("90 % intervals", f"cover {held['coverage_90']:.1%}, mean width {held['width_90']:.4g}")
+        for name, title in (("", "90 % intervals"), ("conformal_", "conformal 90 % intervals")):
+            if f"{name}coverage_90" in held:
+                ends = held[f"{name}coverage_90"], held[f"{name}width_90"]
+                table.add_row(title, f"cover {ends[0]:.1%}, mean width {ends[1]:.4g}")
     table.add_section()
     for name, value in summary["parameters"].items():
         if value is not None:

@@ -22,8 +22,7 @@ from bayestensor.estimators.fitting import default_network
 from bayestensor.estimators.inputs import read
 from bayestensor.priors import InverseGamma
 
-RATES = (1e-6, 1e-5, 1e-4, 1e-3)  # times the count D of an index
-SHAPES = (0.03,)
+RATES = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3)  # times the count D of an index
 STARTS = (1, 4, 16)
 
 
@@ -48,6 +47,7 @@ def tensors(seed: int) -> dict[str, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2])
+    parser.add_argument("--rates", nargs="*", type=float, default=RATES)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("defaults.jsonl"))
     options = parser.parse_args()
     default = starting._MOST_STARTS
@@ -61,7 +61,7 @@ def main() -> None:
             )
             network = default_network("cp", given.shape, len(shown[1]), "auto")
             count = min(network.bond_count(bond) for bond in network.bonds)
-            for rate in RATES:
+            for rate in options.rates:
                 for starts in STARTS if rate == 1e-4 else (default,):
                     starting._MOST_STARTS = starts
                     prior, began = InverseGamma(0.03 * count, rate * count), time.process_time()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -30,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", default=ROWS)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("recovery.jsonl"))
     options = parser.parse_args()
     for row in options.rows:
         rank, snr, hidden = row.split(":")
@@ -43,6 +45,8 @@ def main() -> None:
             found |= {"exact_rank": int(np.sum(np.array(ranks) == int(rank))), "rrse": round(float(np.mean(errors)), 6)}
             found |= {"solved": int(np.sum(np.array(errors) < 1e-2))} if snr == "exact" else {}
             print(json.dumps(found | {"ranks": ranks}), flush=True)
+        with options.out.open("a") as lines:
+            lines.write(json.dumps(found | {"ranks": ranks}) + "\n")
 
 
 if __name__ == "__main__":

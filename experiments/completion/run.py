@@ -1,6 +1,8 @@
 """Completion of real tensors, `TensorCompletion` with its defaults beside the BCPF model by variational Bayes.
 
-python experiments/completion/run.py amino:0.5 amino:0.9 ... [--seeds 1 2 3] [--out experiments/completion/result.jsonl]
+python experiments/completion/run.py amino:0.5 amino:0.9 ... [--seeds 1 2 3] [--set format=tucker] [--out result.jsonl]
+
+A row is data:share hidden, or data:share:mode where whole fibres along a mode are hidden.
 """
 
 from __future__ import annotations
@@ -8,10 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import yaml
 from bcpf import bcpf
+from scipy.ndimage import gaussian_filter
 
 from bayestensor.data.tensors import load_tensor
 from bayestensor.estimators import TensorCompletion
@@ -29,11 +34,30 @@ ROWS = (
 )
 
 
-def holes(name: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(tensor, tensor with holes, hidden): hidden entries that are known, at random."""
+def holes(name: str, share: float, seed: int, along: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tensor, tensor with holes, hidden): hidden entries that are known, at random, or whole fibres along a mode."""
     whole = load_tensor(name)
-    shown = np.random.default_rng(seed).random(whole.shape) > share
+    shape = [1 if mode == along else size for mode, size in enumerate(whole.shape)]
+    shown = np.broadcast_to(np.random.default_rng(seed).random(shape) > share, whole.shape)
     return whole, np.where(shown, whole, np.nan), ~shown & np.isfinite(whole)
+
+
+def ssim(image: np.ndarray, truth: np.ndarray) -> float:
+    """Structural similarity (Wang et al., IEEE TIP 13, 2004), windows of sd 1.5 pixels, mean over pixels and colours."""
+    blur = lambda x: gaussian_filter(x, (1.5, 1.5, 0), truncate=3.5)  # noqa: E731
+    means, (c1, c2) = (blur(image), blur(truth)), ((0.01 * 255) ** 2, (0.03 * 255) ** 2)
+    variances = blur(image**2) - means[0] ** 2 + blur(truth**2) - means[1] ** 2
+    covariance = blur(image * truth) - means[0] * means[1]
+    light = (2 * means[0] * means[1] + c1) / (means[0] ** 2 + means[1] ** 2 + c1)
+    return float(np.mean(light * (2 * covariance + c2) / (variances + c2)))
+
+
+def image_scores(mean: np.ndarray, whole: np.ndarray, hidden: np.ndarray) -> dict:
+    """PSNR and SSIM of the whole image, with the entries shown as they are."""
+    if whole.ndim != 3 or whole.shape[2] != 3:
+        return {}
+    image = np.where(hidden, np.clip(mean, 0, 255), whole)
+    return {"psnr": 10 * np.log10(255**2 / np.mean((image - whole) ** 2)), "ssim": ssim(image, whole)}
 
 
 def scores(mean, low, high, truth) -> dict:
@@ -41,20 +65,22 @@ def scores(mean, low, high, truth) -> dict:
     return {"rrse": rrse(mean, truth), "coverage_90": ends[0], "width_90": ends[1]}
 
 
-def ours(holed, hidden, truth, seed) -> dict:
+def ours(holed, hidden, whole, seed, **settings) -> dict:
     began, spent = time.perf_counter(), time.process_time()
-    model = TensorCompletion(random_state=seed).fit(holed)
-    mean = model.predict()[hidden]
+    model = TensorCompletion(random_state=seed, **settings).fit(holed)
+    mean = model.predict()
     times = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent}
-    low, high = model.predict_interval(0.9)
-    return scores(mean, low[hidden], high[hidden], truth) | times | {"rank": model.rank_}
+    low, high = model.conformal_interval(0.9) if model.conformal else model.predict_interval(0.9)
+    found = scores(mean[hidden], low[hidden], high[hidden], whole[hidden]) | image_scores(mean, whole, hidden)
+    return found | times | {"rank": model.rank_ if isinstance(model.rank_, int) else list(model.rank_.values())}
 
 
-def theirs(holed, hidden, truth, seed) -> dict:
+def theirs(holed, hidden, whole, seed) -> dict:
     began, spent = time.perf_counter(), time.process_time()
     mean, sd, rank = bcpf(holed, seed=seed)
     times = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent}
-    return scores(mean[hidden], *gaussian_interval(mean[hidden], sd[hidden], 0.9), truth) | times | {"rank": rank}
+    found = scores(mean[hidden], *gaussian_interval(mean[hidden], sd[hidden], 0.9), whole[hidden])
+    return found | image_scores(mean, whole, hidden) | times | {"rank": rank}
 
 
 def main() -> None:
@@ -62,16 +88,27 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", default=ROWS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[1])
     parser.add_argument("--only", choices=["ours", "bcpf"])
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters other than the defaults")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("result.jsonl"))
     options = parser.parse_args()
+    settings = {name: yaml.safe_load(value) for name, value in (item.split("=") for item in options.set)}
     for seed in options.seeds:
         for row in options.rows:
-            name, share = row.split(":")
-            whole, holed, hidden = holes(name, float(share), seed)
-            for method, fit in (("ours", ours), ("bcpf", theirs)):
+            name, share, *along = row.split(":")
+            whole, holed, hidden = holes(name, float(share), seed, *map(int, along))
+            for method, fit in (("ours", partial(ours, **settings)), ("bcpf", theirs)):
                 if options.only in (None, method):
-                    found = {"data": name, "hidden": float(share), "mask_seed": seed, "method": method}
-                    found |= {k: round(v, 4) for k, v in fit(holed, hidden, whole[hidden], seed).items()}
+                    found = {
+                        "data": name,
+                        "hidden": float(share),
+                        "along": along,
+                        "mask_seed": seed,
+                        "method": method,
+                    } | settings
+                    found |= {
+                        k: round(v, 4) if isinstance(v, float) else v
+                        for k, v in fit(holed, hidden, whole, seed).items()
+                    }
                     print(json.dumps(found), flush=True)
                     with options.out.open("a") as lines:
                         lines.write(json.dumps(found) + "\n")
