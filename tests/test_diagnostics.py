@@ -113,6 +113,7 @@ def test_few_effective_draws_are_seen():
         ({"kinetic_temperature": 0.5}, "step_size is too large"),
         ({"inflation": 1.3}, "inflates the variance 1.30 times"),
         ({"variance_ratio": 0.3}, "particles have collapsed"),
+        ({"variance_ratio": 1.5}, "particles are too wide"),
         ({"acceptance": 0.3}, "acceptance is 0.30"),
         ({"nonfinite": 2}, "8 steps were undone"),
         ({"diverging": 1}, "2000 divergences"),

@@ -74,11 +74,12 @@ def test_notebooks_are_kept_without_outputs(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebooks_run(path, tmp_path, monkeypatch):
-    """In a fresh kernel of this interpreter; 300 s a cell is where it counts as hung, on however busy a machine."""
+def test_notebooks_run(path, tmp_path, monkeypatch, pytestconfig):
+    """In a fresh kernel of this interpreter; 900 s a cell is where it counts as hung, on however busy a machine."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(pytestconfig.cache.mkdir("compiled")))
     notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client = nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     assert any(cell.outputs for cell in notebook.cells if cell.cell_type == "code")

@@ -311,24 +311,20 @@ def test_data_that_are_not_all_are_refused():
         noncentred(model, 4, (jnp.zeros((3, 3), jnp.int32), jnp.zeros(3)))
 
 
-@pytest.mark.slow
-@pytest.mark.promoting
-@pytest.mark.parametrize("name", PROPER)
-def test_without_data_sghmc_draws_the_prior(name):
-    """The last draws of 4,000 chains that start at one point, hence an effective size of 4,000: a shift of 0.07 sd in
-    any of 9 marginals is caught with probability 0.9."""
-    model = CompletionModel(NETWORKS["tensor_train"], PROPER[name], Gaussian())
+def without_data(prior, seed=1):
+    """Smallest Holm-adjusted p of the last draws of 4,000 chains that start at one point, against the prior."""
+    model = CompletionModel(NETWORKS["tensor_train"], prior, Gaussian())
     moved = noncentred(model, 1)
     silent = dataclasses.replace(moved.posterior, log_likelihood=lambda at, batch: 0.0 * batch)
     engine = sghmc(silent, step_size=0.3, burn_in=200, conditional_every=5, precondition="leaf")
     at = jax.tree.map(
         lambda x: jnp.ones((4000, *x.shape)), moved.from_position(model.initial_position(jax.random.key(0)))
     )
-    draws, _ = sample(engine, jax.random.key(1), at, jnp.zeros(1), draws=1, burn_in=500, chunk=1, parallel="vmap")
+    draws, _ = sample(engine, jax.random.key(seed), at, jnp.zeros(1), draws=1, burn_in=500, chunk=1, parallel="vmap")
     assert not draws.stats["nonfinite"].any()
     got = jax.jit(jax.vmap(moved.to_position))(draws.last())
     want = jax.jit(jax.vmap(lambda key: moved.to_position(prior_draws(model, key))))(
-        jax.random.split(jax.random.key(2), DRAWS)
+        jax.random.split(jax.random.key(seed + 1), DRAWS)
     )
     pairs = [
         (np.asarray(x).reshape(len(x), -1)[:, 0], np.asarray(y).reshape(len(y), -1)[:, 0])
@@ -338,4 +334,12 @@ def test_without_data_sghmc_draws_the_prior(name):
     p = [scipy.stats.ks_2samp(x, y).pvalue for x, y in pairs]
     noise = np.asarray(got["likelihood"]["log_noise"])
     p.append(scipy.stats.kstest(noise / 2, "norm").pvalue)  # log noise ~ N(0, 2^2)
-    assert len(p) * min(p) > 0.01
+    return min(1.0, len(p) * min(p))
+
+
+@pytest.mark.slow
+@pytest.mark.promoting
+@pytest.mark.parametrize("name", PROPER)
+def test_without_data_sghmc_draws_the_prior(name):
+    """An effective size of 4,000: a shift of 0.07 sd in any of 9 marginals is caught with probability 0.9."""
+    assert without_data(PROPER[name]) > 0.01

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from functools import partial
 
 import jax
@@ -289,7 +290,9 @@ def problem():
 def test_it_finds_coefficient_rank_noise_and_interval(problem):
     w, x, y, fit = problem
     assert fit.coef_.shape == w.shape and np.linalg.norm(fit.coef_ - w) < 0.1 * np.linalg.norm(w)
-    assert fit.rank_ == np.argmax(fit.rank_posterior_["rank"]) and fit.rank_ >= 2
+    assert fit.rank_ == np.argmax(fit.rank_posterior_["rank"]) == 2
+    assert set(fit.diagnostics_["r_hat"]) == {"predictions", "noise"}
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(fit)).predict(x[80:]), fit.predict(x[80:]))
     assert (np.abs(fit.noise_ / 0.5 - 1) < 0.3).all()
     assert fit.score(x[80:], y[80:]) > 0.97
     lower, upper = fit.predict_interval(x[80:], 0.9)
@@ -361,7 +364,14 @@ BAD = {
     "format": ({"format": "parafac"}, X, Y, "format is 'parafac'"),
     "draws": ({"num_draws": 1}, X, Y, "num_draws is 1"),
     "smooth": ({"smooth": (3,)}, X, Y, "smooth names modes"),
-    "complex": ({}, X + 1j, Y, "[Cc]omplex"),
+    "complex X": ({}, X + 1j, Y, "[Cc]omplex"),
+    "complex y": ({}, X, Y + 1j, "[Cc]omplex"),
+    "words in X": ({}, np.where(X > 0, "high", X.astype(object)), Y, "could not convert"),
+    "words in y": ({}, X, np.array(["a"] * 12, object), "could not convert"),
+    "no response": ({}, X, np.empty((12, 0)), "minimum of 1"),
+    "no covariate": ({}, np.empty((12, 0)), Y, "minimum of 1"),
+    "a number": ({}, 3.0, Y, "[Ee]xpected 2D"),
+    "rank": ({"max_rank": 0}, X, Y, "rank"),
 }
 
 

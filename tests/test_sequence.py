@@ -49,6 +49,7 @@ def test_padding_says_nothing_and_order_something(name, format):
     assert y.shape == (4, CLASSES) and np.isfinite(y_nothing).all()
 
 
+@pytest.mark.slow
 def test_a_decoder_tells_the_next_token_from_those_before():
     """After a change of token 3, what is said at places 0 to 2 stays; chance is log 5 = 1.61 nats a token, and a cyclic
     text leaves nothing to guess after its first two tokens."""

@@ -167,6 +167,17 @@ def test_a_particle_thrown_out_after_burn_in_comes_back():
     assert np.abs(piece.positions).max() < 5
 
 
+def test_a_step_out_of_the_support_is_undone():
+    """N(0, 1) cut off at 2, where the density has no gradient that leads back: the next step starts from within."""
+    cut = Posterior(lambda x: jnp.where(jnp.abs(x) < 2, -0.5 * x**2, -jnp.inf).sum(), lambda x, batch: 0.0 * batch, 1)
+    start = jnp.linspace(-1, 1, 5).reshape(1, 5, 1)
+    run = {"draws": 400, "burn_in": 200, "chunk": 400, "parallel": "vmap"}
+    with pytest.warns(UserWarning, match="steps undone"):
+        draws, _ = sample(svgd(cut, burn_in=200), jax.random.key(0), start, jnp.zeros(1), **run)
+    assert draws.stats["finite"].mean() > 0.5
+    assert draws.positions[:, -100:].std() > 0.5
+
+
 @pytest.mark.parametrize("burn_in", [20, 500])
 def test_particles_at_two_modes_spread_within_both(burn_in):
     """Modes of sd 0.1, 141 sds apart in 50 dimensions, 10 particles each: none is swept across. 20 x 50 x 100 numbers

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bayestensor.data.base import SCALINGS, DataError, Dataset, hold_out, scaled, scaling, split_indices
+from bayestensor.data.cifar import load_cifar10
 from bayestensor.data.digits import load_digits
 from bayestensor.data.images import load_fashion_mnist, load_mnist
 
@@ -25,6 +26,7 @@ DATASETS: dict[str, Callable[[str | Path | None], Dataset]] = {
     "digits": load_digits,
     "mnist": load_mnist,
     "fashion_mnist": load_fashion_mnist,
+    "cifar10": load_cifar10,
 }
 
 

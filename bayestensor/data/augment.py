@@ -9,11 +9,12 @@ from bayestensor.typing import Array, Key
 
 
 def shift_images(key: Key[Array, ""], images: Array, pixels: int, groups: int = 4) -> Array:
-    """Images (batch, height, width) moved by up to `pixels` each way, the border repeated.
+    """Images (batch, height, width, ...) moved by up to `pixels` each way, the border repeated.
 
     The batch is cut into `groups` that move together: a gather per image would cost more than the step.
     """
-    padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels)), mode="edge")
+    rest = images.ndim - 3  # channels
+    padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), *[(0, 0)] * rest), mode="edge")
     # bits modulo a few: a bias of 1e-9, and a fifth of randint's compilation
     offsets = (jax.random.bits(key, (groups, 2)) % jnp.uint32(2 * pixels + 1)).astype(jnp.int32)
     size = images.shape[0] // groups
@@ -21,6 +22,7 @@ def shift_images(key: Key[Array, ""], images: Array, pixels: int, groups: int = 
     for g in range(groups):
         last = images.shape[0] if g == groups - 1 else (g + 1) * size
         part = padded[g * size : last]
-        start = (jnp.zeros((), jnp.int32), offsets[g, 0], offsets[g, 1])
+        zero = jnp.zeros((), jnp.int32)
+        start = (zero, offsets[g, 0], offsets[g, 1], *[zero] * rest)
         moved.append(jax.lax.dynamic_slice(part, start, (part.shape[0], *images.shape[1:])))
     return jnp.concatenate(moved)

@@ -37,6 +37,7 @@ from bayestensor.estimators.remainder import build_remainder, check_remainder
 from bayestensor.inference.draws import Draws
 from bayestensor.models.augment import polya_gamma_mean
 from bayestensor.models.coefficient import Coefficient
+from bayestensor.models.compiled import quick_jit
 from bayestensor.models.logistic import Labelled, LogisticState, stick_probabilities, sweeps
 from bayestensor.models.rows import CORRELATIONS
 from bayestensor.tensor.design import responses
@@ -190,7 +191,7 @@ def _kappa(place: np.ndarray, classes: int) -> np.ndarray:
     return np.where(place[:, None] == stick, 0.5, -0.5) * (place[:, None] >= stick)
 
 
-@partial(jax.jit, static_argnames="network")
+@partial(quick_jit, static_argnames="network")
 def _summary(network: Network, draws: Any, data: Labelled):
     """Of each draw which indices count, and the log odds of the sticks that were in question, else 0."""
 
@@ -205,7 +206,7 @@ def _summary(network: Network, draws: Any, data: Labelled):
     return jax.lax.map(one, draws)
 
 
-@partial(jax.jit, static_argnames="network")
+@partial(quick_jit, static_argnames="network")
 def _log_odds(network: Network, draws: Any, x, kernel, own, spectrum):
     """Log odds of the sticks in each draw [draw, n, stick], shrunk for what the remainder does not know at x.
 

@@ -16,6 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from bayestensor.estimators.covariates import autoregressions
 from bayestensor.estimators.fitting import default_prior
 from bayestensor.models.coefficient import PORTION, Coefficient, CoefficientState, Family
+from bayestensor.models.compiled import quick_jit
 from bayestensor.priors.base import ScalePrior
 from bayestensor.ranks.select import RANK_THRESHOLD
 from bayestensor.tensor.contract import dense, norm, slice_norms
@@ -252,4 +253,4 @@ def _mean_coefficient(network, cores):
     return total / count
 
 
-_mean_coefficient = jax.jit(_mean_coefficient, static_argnums=0)
+_mean_coefficient = quick_jit(_mean_coefficient, static_argnums=0)

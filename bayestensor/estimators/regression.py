@@ -39,6 +39,7 @@ from bayestensor.estimators.remainder import build_remainder, check_remainder
 from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import mixture_interval
 from bayestensor.models.coefficient import Coefficient, Family
+from bayestensor.models.compiled import quick_jit
 from bayestensor.models.regression import Centred, RegressionState, sweeps
 from bayestensor.models.rows import CORRELATIONS
 from bayestensor.tensor.design import responses
@@ -238,7 +239,7 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
         return tags
 
 
-@partial(jax.jit, static_argnames="network")
+@partial(quick_jit, static_argnames="network")
 def _summary(network: Network, draws: Any, data: Centred):
     """Of each draw which indices count, and the fitted responses of low rank and remainder together.
 
@@ -259,7 +260,7 @@ def _plain(value: np.ndarray) -> Any:
     return float(value) if value.ndim == 0 else value
 
 
-@partial(jax.jit, static_argnames="network")
+@partial(quick_jit, static_argnames="network")
 def _predictive(network: Network, draws: Any, data: Centred, x, kernel, own):
     """Of each draw (mean, variance) of a new response: `<x, W>`, the remainder given the residuals, and noise.
 

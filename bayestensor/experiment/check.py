@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_PARAMETERS = 1_000_000_000
 MAX_NUTS = 2_000  # coordinates: NUTS is for reference
-COPIES = {"svgd": 12, "nuts": 20}  # arrays as large as all chains or particles that a step holds; elsewhere 10
+COPIES = {"svgd": 13, "nuts": 20}  # arrays as large as all chains or particles that a step holds; elsewhere 10
 
 
 @dataclass(frozen=True)

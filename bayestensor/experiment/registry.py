@@ -30,11 +30,13 @@ DATASETS: dict[str, type[Section]] = {
     "digits": sections.Digits,
     "mnist": sections.Mnist,
     "fashion_mnist": sections.FashionMnist,
+    "cifar10": sections.Cifar10,
 }
 DATASET_FACTS = {
     "digits": DatasetFacts((8, 8), 10, 1437),
     "mnist": DatasetFacts((28, 28), 10, 60_000),
     "fashion_mnist": DatasetFacts((28, 28), 10, 60_000),
+    "cifar10": DatasetFacts((32, 32, 3), 10, 50_000),
 }
 MODELS: dict[str, type[Section]] = {"mlp": sections.Mlp, "lenet5": sections.Lenet5}
 PRIORS: dict[str, type[Section]] = {

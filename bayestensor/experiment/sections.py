@@ -57,6 +57,12 @@ class FashionMnist(_Images):
     name: Literal["fashion_mnist"]
 
 
+class Cifar10(_Images):
+    """CIFAR-10 from its binary files."""
+
+    name: Literal["cifar10"]
+
+
 # --- model --------------------------------------------------------------------------------------------------
 
 

@@ -49,12 +49,13 @@ class Tally:
         self._predict, self.sets = predict, dict(sets)
         self._norms = jax.jit(lambda position: shares(model.tensors(position)))
         classes = jax.eval_shape(predict, position, self.sets["test"].x).shape[-1]
+        labelled = [name for name, data in self.sets.items() if data.labels is not None]
         self.arrays: dict[str, Any] = {
             "done": np.zeros((), np.int64),  # draws of every chain
             "sums": {name: np.zeros((len(data.x), classes)) for name, data in self.sets.items()},
-            "log_likelihood": {
-                name: np.zeros((chains, draws)) for name, data in self.sets.items() if data.labels is not None
-            },
+            "log_likelihood": {name: np.zeros((chains, draws)) for name in labelled},
+            # of each label, summed over draws as logs: a draw can be surer of a wrong class than floats can say
+            "log_sums": {name: np.full(len(self.sets[name].x), np.finfo(np.float64).min) for name in labelled},
             "probes": np.zeros((chains, draws, min(PROBES, len(self.sets["test"].x)))),
             "norms": jax.tree.map(
                 lambda x: np.zeros((chains, draws, *x.shape), np.float32), jax.eval_shape(self._norms, position)
@@ -86,6 +87,7 @@ class Tally:
                 continue
             own = np.take_along_axis(log_p, data.labels[:, None].astype(np.int64), axis=1)[:, 0]
             self.arrays["log_likelihood"][name][chain, draw] = own.mean()
+            self.arrays["log_sums"][name] = np.logaddexp(self.arrays["log_sums"][name], own)
             if name == "test":
                 probes = self.arrays["probes"]
                 probes[chain, draw] = np.exp(own[: probes.shape[2]])
@@ -102,10 +104,8 @@ class Tally:
 
     def nll(self, name: str) -> tuple[float, float]:
         """Mean negative log likelihood a datum: of the mixture, and the mean of the members' own."""
-        labels = self.sets[name].labels
-        assert labels is not None
-        chosen = np.take_along_axis(self.probabilities(name), labels[:, None].astype(np.int64), axis=1)
-        mixture = -np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).mean()
+        chains = self.arrays["probes"].shape[0]
+        mixture = np.log(chains * self.done) - self.arrays["log_sums"][name].mean()
         return float(mixture), float(-self.arrays["log_likelihood"][name][:, : self.done].mean())
 
     def accuracy(self, name: str) -> float:

@@ -107,6 +107,10 @@ def _engine_figures(stats: Mapping[str, np.ndarray], temperature: float) -> tupl
         advice.append(f"acceptance is {figures['acceptance']:.2f}: a longer burn_in, so that the step size fits")
     if figures.get("variance_ratio", 1.0) < 0.8:
         advice.append(f"particles have collapsed, variance ratio {figures['variance_ratio']:.2f}: noisy=True, or sghmc")
+    if figures.get("variance_ratio", 1.0) > 1.25:
+        advice.append(
+            f"particles are too wide, variance ratio {figures['variance_ratio']:.2f}: longer burn_in, smaller step_size"
+        )
     if "nonfinite" in stats:
         figures["undone_steps"] = float(np.asarray(stats["nonfinite"])[:, -1].sum())
         if figures["undone_steps"]:

@@ -26,6 +26,7 @@ from bayestensor.typing import Array, Batch, Int, Key, Position, Scalar
 class State(NamedTuple):
     """Attributes:
     particles: [n, ...] a leaf.
+    last: those before them, whose log densities were finite: where an undone step goes back to.
     scale: preconditioner, one number a coordinate, common to the particles; frozen after burn-in (noisy only).
     curvature: running mean of the curvature over steps and particles; frozen after burn-in (noisy only).
     noise: running mean of the gradient's variance over batches (noisy only).
@@ -40,6 +41,7 @@ class State(NamedTuple):
     """
 
     particles: Position
+    last: Position
     scale: Position
     curvature: Position
     noise: Position
@@ -151,6 +153,7 @@ def svgd(
         track = one if noisy else None
         return State(
             particles=position,
+            last=position,
             scale=jax.tree.map(jnp.ones_like, track),
             curvature=jax.tree.map(jnp.zeros_like, track),
             noise=jax.tree.map(jnp.zeros_like, track),
@@ -171,10 +174,11 @@ def svgd(
         ratio = _variance_ratio(state.particles, g) / temperature
         measured, share = measure(state, each, due) if noisy else (state, None)
         moved = (with_noise(key, measured, each, share) if noisy else without_noise(state, g))._replace(
-            variance_ratio=running_mean(state.variance_ratio, ratio, state.step - state.nonfinite)
+            last=state.particles,
+            variance_ratio=running_mean(state.variance_ratio, ratio, state.step - state.nonfinite),
         )
         finite = all_finite((moved.particles if noisy else g, log_density))
-        undone = state._replace(nonfinite=state.nonfinite + 1)
+        undone = state._replace(particles=state.last, nonfinite=state.nonfinite + 1)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, undone)._replace(step=state.step + 1)
         n, adapting = len(log_density), state.step < burn_in
         info = Info(

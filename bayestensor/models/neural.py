@@ -56,7 +56,8 @@ class NeuralModel:
         weight_sd: float = 100.0,
     ):
         parts: Any = nnx.split(model, nnx.Param, ...)
-        self.graphdef, self._rest = parts[0], parts[2]
+        # as plain arrays: what a call writes to its own variables (batch statistics) is forgotten with them
+        self.graphdef, self._rest = parts[0], nnx.State(nnx.to_pure_dict(parts[2]))
         self._start = nnx.to_pure_dict(parts[1])
         self.likelihood = likelihood
         self.weight_sd = weight_sd

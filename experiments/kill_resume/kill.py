@@ -121,7 +121,7 @@ def trial(engine: str, kills: int, rng: random.Random, place: Path) -> tuple[Cou
     whole = place / f"{engine}-whole"
     start_up, work = without_a_stop(engine, whole)
     expected, found, finished, wrong = left(whole), Counter(), 0, 0
-    while found.total() < kills or finished == 0:
+    while True:  # until the kills are spent and the run that the last one hit has ended
         out = place / f"{engine}-{finished}"
         before = written(out)
         pid = child(lambda out=out: go_on(out, engine))
@@ -135,10 +135,12 @@ def trial(engine: str, kills: int, rng: random.Random, place: Path) -> tuple[Cou
         _, status = os.waitpid(pid, 0)
         if os.WIFSIGNALED(status):
             found[phase(out, before)] += 1
+            print(f"{engine}: {dict(found)}, {finished} finished, {wrong} other bytes", file=sys.stderr, flush=True)
             continue
         assert status == 0, f"{engine}: a resumed run failed"
         finished, wrong = finished + 1, wrong + (left(out) != expected)
-    return found, finished, wrong
+        if found.total() >= kills:
+            return found, finished, wrong
 
 
 def main() -> None:

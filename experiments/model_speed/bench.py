@@ -29,6 +29,7 @@ from bayestensor.models.stage import Stage
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.sized import conv_network
 
+LOW = 9  # rank of every bond of the sequence models where they are 40 times smaller
 VOCABULARY, LENGTH, WIDTH = 11472, 16, 64  # as experiments/snips
 Ranks = dict[str, dict[str, int]]
 RANKS: dict[str, Ranks] = {  # after pruning: of seed 0 of experiments/formats_mnist and configs/lenet5_mnist_map.yaml
@@ -73,19 +74,16 @@ MODELS = {"mlp": (mlp, 784), "lenet5": (lenet5, 784), "bilstm": (recurrent, None
 
 
 def pruned(name: str, model: nnx.Module) -> nnx.Module:
-    """The model at the ranks that training left."""
-    ranks = RANKS.get(name) or _snips_ranks(name)
+    """The model at the ranks that training left (`RANKS`), or at one rank for all bonds (`LOW`)."""
     neural = NeuralModel(model, bt.LogUniform(), bt.Categorical())
     position = neural.initial_position()
+    ranks = RANKS.get(name) or {
+        layer: {bond: min(size, LOW) for bond, size in tensor.network.ranks.items()}
+        for layer, tensor in neural.tensors(position).items()
+    }
     keep = {layer: {bond: np.arange(rank) for bond, rank in bonds.items()} for layer, bonds in ranks.items()}
     cut = jax.tree.map(lambda array, function: function(array), position, neural.cuts(position, keep))
     return neural.module(cut)
-
-
-def _snips_ranks(name: str) -> Ranks:
-    lines = (Path(__file__).parents[1] / "snips" / "results.jsonl").read_text().splitlines()
-    found = [r for r in map(json.loads, lines) if (r["model"], r["format"], r["seed"]) == (name, "tt_matrix", 0)]
-    return found[0]["ranks"]
 
 
 class Call(NamedTuple):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+import test_noncentred
 import test_samplers
 import test_svgd
 
@@ -16,7 +17,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", nargs="+", type=int, default=[11, 12, 13])
-    parser.add_argument("--engines", nargs="+", default=["sghmc", "svgd"])
+    parser.add_argument("--engines", nargs="+", default=["sghmc", "svgd", "prior"])
     parser.add_argument("--dimensions", nargs="+", type=int, default=[2, 20, 200])
     args = parser.parse_args()
     rows = json.loads(args.out.read_text()) if args.out.exists() else {}
@@ -32,6 +33,8 @@ def main():
             least, mean, largest = (float(x) for x in (ratio.min(), ratio.mean(), ratio.max()))
             row = {"least": least, "mean": mean, "largest": largest, "reported": float(reported)}
             keep(f"sghmc | logistic regression, correlation {correlation} | {seed}", row)
+        for name, prior in test_noncentred.PROPER.items() if "prior" in args.engines else ():
+            keep(f"no data | {name} | {seed}", {"smallest Holm p": float(test_noncentred.without_data(prior, seed))})
         for d in args.dimensions if "svgd" in args.engines else ():
             for name, covariance in test_svgd.COVARIANCES.items():
                 ratio, draws = test_svgd.spread(covariance(d), seed)

@@ -36,7 +36,7 @@ def run_nuts(problem, key):
 def run_sghmc(problem, key, moves="data"):
     """In non-centred coordinates, with the scales drawn given the data ("data"), the cores ("cores") or not at all."""
     posterior = (problem.moved if moves == "data" else problem.sparing).posterior
-    every = None if moves == "gradient" else 20
+    every = None if moves == "gradient" else 5
     engine = sghmc(posterior, step_size=0.08, friction=0.1, burn_in=5000, precondition="leaf", conditional_every=every)
     keep = {"draws": 800, "thin": 40, "burn_in": 5000, "chunk": 500, "parallel": "vmap"}
     return sample(engine, key, problem.starts(jax.random.key(2), CHAINS), problem.data, **keep)[0]

@@ -25,14 +25,14 @@ from bayestensor.models.sequence import transformer_encoder
 from bayestensor.models.stage import Stage
 from bayestensor.nn.weight import TensorWeight
 
-TUNING = 3  # epochs of fine-tuning
+TUNING = 2  # epochs of fine-tuning
 TEMPERATURE = 0.1
-IMAGES = 20_000  # of MNIST's 60,000, to train on
+IMAGES = 10_000  # of MNIST's 60,000, to train on
 LENGTH = 16  # tokens of an utterance
 
 
 class Task(NamedTuple):
-    """A dense model on its data, how long it is trained, and how much smaller its layers are to be."""
+    """A dense model on its data, how long it is trained, and how fast."""
 
     model: nnx.Module
     x: np.ndarray
@@ -42,7 +42,6 @@ class Task(NamedTuple):
     epochs: int
     rate: float  # of the dense model
     tensor_rate: float  # of networks, fine-tuned or from scratch
-    smaller: tuple[float, ...]
 
 
 def lenet5(seed: int) -> Task:
@@ -51,13 +50,13 @@ def lenet5(seed: int) -> Task:
     stages = [(first, None), (Stage(first.out_shape, 16), None)]
     model = ConvNet(stages, [(256, 120), (120, 84), (84, 10)], rngs=nnx.Rngs(seed))
     x, x_test = ((part.reshape(len(part), -1).astype(np.float32) - 33) / 79 for part in (data.x_train, data.x_test))
-    return Task(model, x[:IMAGES], data.y_train[:IMAGES], x_test, data.y_test, 5, 2e-3, 5e-3, (4.0, 8.0))
+    return Task(model, x[:IMAGES], data.y_train[:IMAGES], x_test, data.y_test, 4, 2e-3, 5e-3)
 
 
 def encoder(seed: int) -> Task:
     data = load_snips(length=LENGTH)
     model = transformer_encoder(len(data.words), LENGTH, 64, 7, format="dense", rngs=nnx.Rngs(seed))
-    return Task(model, data.x_train, data.y_train, data.x_test, data.y_test, 5, 1e-3, 5e-3, (4.0, 10.0))
+    return Task(model, data.x_train, data.y_train, data.x_test, data.y_test, 4, 1e-3, 5e-3)
 
 
 TASKS = {"lenet5": lenet5, "encoder": encoder}
@@ -94,7 +93,7 @@ def untouched(model: nnx.Module, task: Task) -> dict:
     return scores(np.concatenate(pieces), task)
 
 
-def rows(name: str, seed: int):
+def rows(name: str, seed: int, factors: list[float]):
     """One record a way, as they come."""
     task = TASKS[name](seed)
     dense, found = train(task.model, task, task.epochs, task.rate, seed)
@@ -107,7 +106,7 @@ def rows(name: str, seed: int):
     yield record("dense", 1, size, found, epochs=task.epochs)
     longer = train(dense, task, TUNING, task.rate, seed + 1)[1]
     yield record("dense, trained on", 1, size, longer, epochs=task.epochs + TUNING)
-    for smaller in task.smaller:
+    for smaller in factors:
         made = bt.tensorize(dense, smaller=smaller, key=jax.random.key(seed))
         errors = {layer.path: layer.error for layer in made.layers if layer.error is not None}
         yield record("converted", smaller, made.after, untouched(made.model, task), epochs=task.epochs, errors=errors)
@@ -137,17 +136,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--smaller", nargs="+", type=float, default=[4.0, 8.0])
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.jsonl"))
     options = parser.parse_args()
+    lines = options.out.read_text().splitlines() if options.out.exists() else []
+    keys = ("model", "seed", "way", "smaller")
+    done = {tuple(record[key] for key in keys) for record in map(json.loads, lines)}
     for seed in options.seeds:
         for name in options.models:
             spent = time.process_time()
-            for record in rows(name, seed):
+            for record in rows(name, seed, options.smaller):
                 record["cpu_seconds"] = time.process_time() - spent
                 print(record, flush=True)
+                spent = time.process_time()
+                if tuple(record[key] for key in keys) in done:
+                    continue
                 with options.out.open("a") as file:
                     file.write(json.dumps(record) + "\n")
-                spent = time.process_time()
 
 
 if __name__ == "__main__":
