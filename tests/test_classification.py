@@ -12,8 +12,7 @@ from scipy.special import expit
 from bayestensor.estimators import TensorClassifier
 from bayestensor.models.augment import polya_gamma
 from bayestensor.models.coefficient import Coefficient, CoefficientState
-from bayestensor.models.logistic import Labelled, LogisticState, stick_probabilities, sweep
-from bayestensor.models.regression import RATIOS
+from bayestensor.models.logistic import RATIOS, Labelled, LogisticState, stick_probabilities, sweep
 from bayestensor.priors import InverseGamma
 from bayestensor.tensor.formats import cp
 

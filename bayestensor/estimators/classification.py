@@ -72,7 +72,7 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         coef_: posterior mean of W, per unit of X.
         rank_, rank_posterior_: as `TensorRegressor` has them.
         draws_: `Draws` of cores, biases, remainder and its ratio, in the units of centred and scaled covariates.
-        diagnostics_: seconds, R-hat of the log odds, kernel of the remainder, correlations of neighbours.
+        diagnostics_: seconds, R-hat of the predictions, kernel of the remainder, correlations of neighbours.
         n_features_in_: p.
     """
 
@@ -105,11 +105,11 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
             data = Labelled(given, labels, basis, families)
             trace = self._run(model, data)
             draws = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (trace.coefficient.cores, *trace[1:]))
-            counted, log_odds = _summary(model.network, draws, data)
+            counted, fitted = _summary(model.network, draws, data)
         self.network_ = model.network
         cores = {name: np.asarray(core) for name, core in trace.coefficient.cores.items()}
         self.draws_ = Draws({"cores": cores, "bias": trace.bias, "z": trace.z, "ratio": trace.ratio})
-        self._summarise(trace, cols, counted, np.asarray(log_odds))
+        self._summarise(trace, cols, counted, np.asarray(fitted))
         self.diagnostics_["seconds"] = time.perf_counter() - began
         return self
 
@@ -137,15 +137,15 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         first = LogisticState(starts(model, chains, seed), *map(jnp.asarray, zeros))
         return run_chains(self, partial(sweeps, model), seed, first, data)
 
-    def _summarise(self, trace: LogisticState, cols: tuple[int, ...], counted: Any, log_odds: np.ndarray) -> None:
+    def _summarise(self, trace: LogisticState, cols: tuple[int, ...], counted: Any, fitted: np.ndarray) -> None:
         cores = self.draws_.flat()["cores"]
         weight = mean_coefficient(self.network_, cores).reshape(*[b.shape[1] for b in self._bases], *cols)
         self.coef_ = expand(weight, self._bases) / self._x_units.scale
         self.rank_posterior_ = rank_shares(counted)
         self.rank_ = most_frequent_rank(self.rank_posterior_)
-        by_chain = log_odds.reshape(*self.draws_.shape, *log_odds.shape[1:])
+        by_chain = fitted.reshape(*self.draws_.shape, *fitted.shape[1:])
         self.diagnostics_: dict[str, Any] = {
-            "r_hat": check_mixing(self, {"log odds": by_chain}),
+            "r_hat": check_mixing(self, {"predictions": by_chain}),
             "remainder": (self._remainder.kind, self._remainder.length),
             "correlations": {k: float(CORRELATIONS[v].mean()) for k, v in trace.coefficient.member.items()},
         }
@@ -193,15 +193,15 @@ def _kappa(place: np.ndarray, classes: int) -> np.ndarray:
 
 @partial(quick_jit, static_argnames="network")
 def _summary(network: Network, draws: Any, data: Labelled):
-    """Of each draw which indices count, and the log odds of the sticks that were in question, else 0."""
+    """Of each draw which indices count, and the probabilities of the sticks that were in question, else 0."""
 
     def one(draw):
         cores, bias, z, ratio = draw
         rest = bias[None] + data.basis @ (z * jnp.sqrt(ratio)[None])
         active = data.kappa != 0
-        eta = jnp.where(active, responses(network, cores, data.x) + rest.reshape(data.kappa.shape), 0.0)
+        eta = responses(network, cores, data.x) + rest.reshape(data.kappa.shape)
         weight = jnp.where(active, polya_gamma_mean(eta), 0.0)
-        return standing_out(network, cores, data.x, weight), eta
+        return standing_out(network, cores, data.x, weight), jnp.where(active, jax.nn.sigmoid(eta), 0.0)
 
     return jax.lax.map(one, draws)
 

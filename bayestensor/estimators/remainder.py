@@ -16,7 +16,7 @@ _MOST_POINTS = 1000  # above this the n x n kernels of 'auto' are not tried
 
 @dataclass(frozen=True, eq=False)
 class Remainder:
-    """A centred kernel on the training covariates: eigenvectors, spectrum, and what it takes to evaluate it elsewhere.
+    """A centred kernel of mean variance 1 on the training covariates: its spectrum, and what evaluates it elsewhere.
 
     Attributes:
         kind: 'linear', 'smooth' (squared exponential), or None: no remainder, the vectors then only compress the data.
@@ -39,10 +39,10 @@ class Remainder:
         if self.kind == "linear":
             return (x @ self._parts["right"].T) * self._parts["singular"], (x**2).sum(axis=1)
         if self.kind == "smooth":
-            train, means, mean = (self._parts[name] for name in ("x", "means", "mean"))
+            train, means, mean, size = (self._parts[name] for name in ("x", "means", "mean", "size"))
             kernel = _squared_exponential(x, train, self.length)
             own = kernel.mean(axis=1, keepdims=True)
-            return (kernel - own - means[None] + mean) @ self.vectors, (1 - 2 * own[:, 0] + mean)
+            return (kernel - own - means[None] + mean) @ self.vectors / size, (1 - 2 * own[:, 0] + mean) / size
         return np.zeros((len(x), len(self.spectrum))), np.zeros(len(x))
 
 
@@ -108,9 +108,11 @@ def _smooth(x: np.ndarray, length: float, weights: np.ndarray | float) -> Remain
     kernel = _squared_exponential(x, x, length)
     means, mean = kernel.mean(axis=0), float(kernel.mean())
     spectrum, vectors = np.linalg.eigh(kernel - means[:, None] - means[None] + mean)
+    size = 1 - mean if mean < 1 - 1e-12 else 1.0  # mean variance of the data: afterwards 1, as the linear kernel's is
+    spectrum = spectrum / size
     kept = spectrum > spectrum[-1] * len(x) * np.finfo(float).eps
     kept[-1] = True
-    parts = {"x": x, "means": means, "mean": mean}
+    parts = {"x": x, "means": means, "mean": mean, "size": size}
     return Remainder("smooth", vectors[:, kept], np.maximum(spectrum[kept], 0), length, weights, parts)
 
 

@@ -19,11 +19,12 @@ import numpy as np
 from bayestensor.models.augment import polya_gamma
 from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, run_portion, unknown_space_draw
 from bayestensor.models.compiled import quick_jit
-from bayestensor.models.regression import RATIOS
 from bayestensor.tensor.design import responses
 from bayestensor.typing import Array, Float, Key
 
+RATIOS = np.concatenate([[0.0], np.geomspace(1e-3, 1e3, 37)])  # equally likely: log odds beyond 30 are certainties
 _BIAS_SD = 10.0
+_FARTHEST = 8  # places along RATIOS that one step goes
 
 
 @jax.tree_util.register_dataclass
@@ -67,32 +68,39 @@ def sweep(
     coefficient = model.move(core_key, state.coefficient, data.x, omega, target, data.families, draw)
     low_rank = responses(model.network, coefficient.cores, data.x)
     omega, left = omega.reshape(-1, k), (data.kappa - omega * low_rank).reshape(-1, k)
-    bias, z = _pick_rest(rest_key, state.ratio, data.basis, omega, left, draw)
-    ratio = _pick_ratio(ratio_key, data.basis @ z, omega, left - omega * bias[None], draw)
+    bias, z, ratio = _pick_rest(rest_key, ratio_key, state.ratio, data.basis, omega, left, draw)
     return LogisticState(coefficient, bias, z, ratio)
 
 
-def _pick_rest(key, ratio, basis, omega, left, draw) -> tuple[Array, Array]:
-    """Bias and remainder given W: for each class a joint Gaussian of `(b / 10, z)`, N(0, I) beforehand."""
+def _pick_rest(key, ratio_key, ratio, basis, omega, left, draw) -> tuple[Array, Array, Array]:
+    """Bias, remainder and its ratio given W and omega, for each class.
+
+    Given the ratio `(b / 10, z)` is Gaussian, N(0, I) beforehand. The ratio moves by a Metropolis step along RATIOS,
+    with both integrated out: given z it would hardly move.
+    """
     m, k = basis.shape[1], ratio.size
     noise = draw * jax.random.normal(key, (k, m + 1), basis.dtype)
+    choice = jax.random.uniform(ratio_key, (2, k), basis.dtype)
+    ratios = jnp.asarray(RATIOS, basis.dtype)
+    place = jnp.searchsorted(ratios, ratio)
+    steps = jnp.floor((2 * choice[0] - 1) * (_FARTHEST + 1)).astype(place.dtype)
+    tried = place + jnp.where(steps >= 0, steps + 1, steps)  # never where it is
+    inside = (tried >= 0) & (tried < len(ratios))
+    pair = jnp.stack([ratio, ratios[jnp.clip(tried, 0, len(ratios) - 1)]], axis=1)
 
     def one(now):
-        ratio, omega, left, noise = now
-        features = jnp.concatenate([jnp.full((len(basis), 1), _BIAS_SD, basis.dtype), jnp.sqrt(ratio) * basis], axis=1)
-        gram = (features * omega[:, None]).T @ features
-        return unknown_space_draw(gram[None], (left @ features)[None], noise[None])[0][0]
+        pair, omega, left, noise, inside, u = now
+        shape = (2, len(basis), 1)
+        features = jnp.sqrt(pair)[:, None, None] * basis[None]
+        features = jnp.concatenate([jnp.full(shape, _BIAS_SD, basis.dtype), features], axis=2)
+        gram = (features * omega[None, :, None]).mT @ features
+        moment = jnp.einsum("n,pnm->pm", left, features)
+        both, log_z = unknown_space_draw(gram, moment, jnp.stack([noise, noise]))
+        taken = (inside & (log_z[1] - log_z[0] > draw * jnp.log(u))).astype(int)
+        return both[taken], pair[taken]
 
-    found = jax.lax.map(one, (ratio, omega.T, left.T, noise))
-    return _BIAS_SD * found[:, 0], found[:, 1:].T
-
-
-def _pick_ratio(key, unit, omega, left, draw) -> Float[Array, "k"]:
-    """One of RATIOS given z: `log p = sqrt(ratio) sum unit left - ratio sum omega unit^2 / 2`, unit = basis z."""
-    ratios = jnp.asarray(RATIOS, unit.dtype)[:, None]
-    log_p = jnp.sqrt(ratios) * (unit * left).sum(0)[None] - 0.5 * ratios * (omega * unit**2).sum(0)[None]
-    log_p = log_p + draw * jax.random.gumbel(key, log_p.shape, log_p.dtype)
-    return ratios[jnp.argmax(log_p, axis=0), 0]
+    found, ratio = jax.lax.map(one, (pair, omega.T, left.T, noise, inside, choice[1]))
+    return _BIAS_SD * found[:, 0], found[:, 1:].T, ratio
 
 
 @partial(quick_jit, static_argnames="model")

@@ -22,7 +22,7 @@ from bayestensor.models.conjugate import pick_precision
 from bayestensor.tensor.design import responses
 from bayestensor.typing import Array, Float, Key
 
-RATIOS = np.concatenate([[0.0], np.geomspace(1e-4, 1e12, 65)])  # the values a ratio can take, equally likely
+RATIOS = np.concatenate([[0.0], np.geomspace(1e-4, 1e9, 53)])  # the values a ratio can take, equally likely
 
 
 @jax.tree_util.register_dataclass
