@@ -11,6 +11,7 @@ from sklearn.base import clone
 from bayestensor.estimators import TensorCompletion
 from bayestensor.estimators.held_out import conformal_quantile, held_out
 from bayestensor.estimators.inputs import read
+from bayestensor.estimators.prediction import Posterior
 from bayestensor.models import effects as beside
 from bayestensor.models.augment import augmented, dispersion, polya_gamma, polya_gamma_mean, polya_gamma_sum
 from bayestensor.tensor.formats import FORMATS
@@ -186,6 +187,20 @@ def test_counts_with_effects_are_predicted_by_rates_and_their_intervals_are_quan
     assert set(fit.effects_) == {"constant", *fit.network_.modes[:2]}
     with pytest.raises(ValueError, match="must be a count"):
         clone(fit).fit(values + 0.5)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0, 5e6])
+def test_quantiles_of_counts_of_any_size_are_found(scale):
+    from scipy.stats import poisson
+
+    network, rng = FORMATS["cp"]((51, 1), (), rank=1), np.random.default_rng(0)
+    log_rates = np.log(scale) + rng.normal(size=(10, 51)) * np.repeat([0.01, 0.5, 1.0], 17)
+    cores = {core.name: np.zeros((10, *(network.size[leg] for leg in core.legs))) for core in network.cores}
+    draws = Posterior(network, cores, {network.modes[0]: log_rates}, np.ones(10), (51, 1), "poisson")
+    probabilities = 0.05, 0.5, 0.95
+    for p, count in zip(probabilities, draws.quantiles(probabilities), strict=True):
+        rates = np.exp(log_rates)[:, :, None]
+        assert (poisson.cdf(count, rates).mean(0) >= p).all() and (poisson.cdf(count - 1, rates).mean(0) < p).all()
 
 
 def test_what_is_held_out_is_a_share_of_entries_or_of_whole_fibres():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayestensor.tensor import contract, plan, timing
+from bayestensor.tensor import contract, cost, plan, timing
 from bayestensor.tensor.cost import chain_flops, product_counts
 from bayestensor.tensor.formats import FORMATS, tt_matrix
 from bayestensor.tensor.initialise import initialise
@@ -143,6 +143,19 @@ def test_the_plan_follows_ranks_and_batch(fresh):
     assert plan.plan_matvec(low, 1).tile is None
     assert plan.plan_matvec(low, 1024) != plan.plan_matvec(low, 1)
     assert plan.plan_matvec(low, 128).seconds < plan.plan_matvec(low.resized({"b2": 16}), 128).seconds
+
+
+def test_one_core_is_not_counted_as_two(fresh, monkeypatch):
+    """A second core helps one large product more than the small ones of a tile."""
+    network = tt_matrix((8, 8, 8, 8), (8, 8, 8, 8), rank=16)
+    groups = {}
+    for count in (1, 2):
+        monkeypatch.setattr(cost, "cores", lambda count=count: count)
+        plan._chosen.clear()
+        plan.candidates.cache_clear()
+        groups[count] = len(plan.plan_matvec(network, 1024).groups)
+    plan.candidates.cache_clear()
+    assert groups == {1: 2, 2: 1}  # two halves in tiles; the dense matrix
 
 
 def test_plans_are_made_once_stored_and_restored(fresh):

@@ -40,7 +40,8 @@ class TensorCompletion(BaseEstimator):
             because a correlation of 0 is among the values that are learnt; () for none.
         likelihood: 'gaussian'; 'student_t' (4 degrees of freedom: outliers weigh little); 'bernoulli' (values 0 and 1:
             the network is the log odds, and predictions are probabilities); 'poisson' (counts: the network is the log
-            rate, predictions are rates and intervals those of counts; see `models.augment` for its approximation).
+            rate, predictions are rates and intervals those of counts; see `models.augment` for its
+            approximation; of counts in the millions take logarithms instead, because the sweeps get there slowly).
         effects: modes whose every index has an offset of its own, shrunk and learnt (users, items, times), around a
             constant; 'auto' for all modes, () for none. Answers and counts have the constant in any case.
         conformal: share of the observed entries that the fit leaves out, for `conformal_interval`; 0 for none.

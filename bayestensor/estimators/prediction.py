@@ -91,23 +91,25 @@ class Posterior(NamedTuple):
     def _count(self, mean: np.ndarray, variance: np.ndarray, p: float, coords: np.ndarray | None) -> np.ndarray:
         """The least count with probability p or more at or below it, of the mixture of Poisson laws.
 
-        From the quantile of the negative binomial of the same mean and variance, one count up or down at a time.
+        From the quantile of the negative binomial of the same mean and variance, in steps that double until the count
+        is between two known ones, then by halves.
         """
         from scipy.stats import nbinom, poisson
 
         more = variance / mean
-        counts = np.where(
-            more > 1e-8, nbinom.ppf(p, mean / np.maximum(more, 1e-8), 1 / (1 + more)), poisson.ppf(p, mean)
-        )
-        low, below = np.zeros(mean.shape, bool), self._below_count(counts, coords)
-        while (short := (below < p)).any():  # not enough at or below: up
-            counts, low = counts + short, low | short
-            below = np.where(short, self._below_count(counts, coords), below)
-        while True:  # enough at the count below as well: down
-            less = ~low & (counts > 0) & (self._below_count(counts - 1, coords) >= p)
-            if not less.any():
-                return counts
-            counts = counts - less
+        spread = nbinom.ppf(p, mean / np.maximum(more, 1e-8), 1 / (1 + more))
+        enough = np.where(more > 1e-8, spread, poisson.ppf(p, mean))
+        short, step = np.full(mean.shape, -1.0), 1.0  # the greatest count known to be too small
+        while (up := self._below_count(enough, coords) < p).any():
+            short, enough, step = np.where(up, enough, short), np.where(up, enough + step, enough), 2 * step
+        step = 1.0
+        while (short < enough - 1).any():
+            halves = (short >= 0) | (enough <= step)
+            tried = np.where(halves, np.floor(0.5 * (short + enough)), enough - step)
+            tried = np.where(short < enough - 1, tried, enough)
+            up = self._below_count(tried, coords) < p
+            short, enough, step = np.where(up, tried, short), np.where(up, enough, tried), 2 * step
+        return enough
 
     def _below_count(self, counts: np.ndarray, coords: np.ndarray | None) -> np.ndarray:
         """P(count <= counts), a draw after another."""

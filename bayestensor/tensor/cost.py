@@ -8,6 +8,7 @@ ratios differ.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,7 +35,13 @@ TURN = 1.5e-6  # s for one turn of a loop
 
 def _product_seconds(flops: int) -> float:
     """A matrix product; measured, a second core gains nothing up to 128 million operations and 2x at 2,000 million."""
-    return flops * FLOP / (1 + min(1.0, max(0.0, math.log2(max(flops, 1) / 128e6) / 4)))
+    second = min(1.0, max(0.0, math.log2(max(flops, 1) / 128e6) / 4)) if cores() > 1 else 0.0
+    return flops * FLOP / (1 + second)
+
+
+def cores() -> int:
+    """Processor cores that this process may run on, and XLA with it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _traffic(count: float) -> float:

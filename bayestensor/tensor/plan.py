@@ -124,6 +124,8 @@ def candidates(network: Network, batch: int, backward: bool = True, itemsize: in
         for batch_last, tile in itertools.product((False, True), _tiles(batch)):
             if batch_last and (tile == 1 or batch == 1):
                 continue  # a single row has no layout to choose
+            if tile and len(groups) == 1:
+                continue  # no intermediate that a tile could keep in the cache
             steps = lower(network, groups, batch_last)
             cost = chain_cost(network, steps, batch, tile, itemsize, backward)
             plans += _kept_or_again(groups, batch_last, tile, cost, backward)
