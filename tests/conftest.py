@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import jax
 import pytest
@@ -17,6 +18,8 @@ QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimizati
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "promoting: runs third-party code that relies on dtype or rank promotion")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.markexpr == "not slow":
         os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
     # a program that another test, worker or session compiled is read from disk
