@@ -36,13 +36,13 @@ class BiLSTM(nnx.Module):
         return self.head(_mean(jnp.concatenate(both, axis=-1), real))
 
 
-class TransformerEncoder(nnx.Module):
-    """`head(norm(mean over tokens of blocks(embedding + positions)))`.
+class Transformer(nnx.Module):
+    """What encoder and decoder are made of.
 
     Args:
         embed: from tokens to features.
         blocks: of features to features.
-        head: from features to classes.
+        head: from features to classes, or to tokens.
         length: the most tokens.
         features: width of the embedding.
         rngs: Flax's random streams.
@@ -61,6 +61,10 @@ class TransformerEncoder(nnx.Module):
         self.embed, self.blocks, self.head = embed, nnx.List(blocks), head
         self.positions = nnx.Embed(length, features, rngs=rngs)
         self.norm = nnx.LayerNorm(features, rngs=rngs)
+
+
+class TransformerEncoder(Transformer):
+    """`head(norm(mean over tokens of blocks(embedding + positions)))`."""
 
     def __call__(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch classes"]:
         """Logits; padding is neither looked at nor averaged."""
@@ -70,31 +74,8 @@ class TransformerEncoder(nnx.Module):
         return self.head(self.norm(_mean(x, real)))
 
 
-class TransformerDecoder(nnx.Module):
-    """`head(norm(causal blocks(embedding + positions)))`: scores of the next token at every place.
-
-    Args:
-        embed: from tokens to features.
-        blocks: of features to features.
-        head: from features to tokens.
-        length: the most tokens.
-        features: width of the embedding.
-        rngs: Flax's random streams.
-    """
-
-    def __init__(
-        self,
-        embed: nnx.Module,
-        blocks: Sequence[TransformerBlock],
-        head: nnx.Module,
-        length: int,
-        features: int,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        self.embed, self.blocks, self.head = embed, nnx.List(blocks), head
-        self.positions = nnx.Embed(length, features, rngs=rngs)
-        self.norm = nnx.LayerNorm(features, rngs=rngs)
+class TransformerDecoder(Transformer):
+    """`head(norm(causal blocks(embedding + positions)))`: scores of the next token at every place."""
 
     def __call__(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch time vocabulary"]:
         """Logits; those at a place see the tokens up to it."""
