@@ -148,7 +148,7 @@ def test_a_sweep_keeps_the_prior_when_data_are_drawn_from_it():
             )
         )
         keys = jax.random.split(jax.random.key(0), 8000)
-        found = {sd: [np.asarray(a) for a in run(keys, sd)] for sd in (1.0, 3.0)}
+        found = {sd: [np.asarray(a) for a in run(jax.random.clone(keys), sd)] for sd in (1.0, 3.0)}
     for sd, (before, after) in found.items():
         p = [scipy.stats.ks_2samp(a, b).pvalue for a, b in zip(before[:4000].T, after[4000:].T, strict=True)]
         assert (min(p) < 1e-5) == (sd > 1), p
