@@ -150,7 +150,7 @@ def test_one_core_is_not_counted_as_two(fresh, monkeypatch):
     network = tt_matrix((8, 8, 8, 8), (8, 8, 8, 8), rank=16)
     groups = {}
     for count in (1, 2):
-        monkeypatch.setattr(cost, "cores", lambda count=count: count)
+        monkeypatch.setattr(cost, "processors", lambda count=count: count)
         plan._chosen.clear()
         plan.candidates.cache_clear()
         groups[count] = len(plan.plan_matvec(network, 1024).groups)

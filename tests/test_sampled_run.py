@@ -73,19 +73,8 @@ def small_chunks():
     sampling.CHUNKS, sampling.SECONDS_PER_CHECKPOINT = before
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update(names[1], 0.0)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture(scope="module")
-def finished(compiled_once, small_chunks, tmp_path_factory):
+def finished(small_chunks, tmp_path_factory):
     """A finished run: (folder, summary)."""
     out = tmp_path_factory.mktemp("runs") / "finished"
     summary = run.run(settings(), out)

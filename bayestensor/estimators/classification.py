@@ -18,7 +18,6 @@ from bayestensor.estimators.coefficient import (
     check_plan,
     coefficient_model,
     mean_coefficient,
-    most_frequent_rank,
     rank_shares,
     run_chains,
     standing_out,
@@ -33,6 +32,7 @@ from bayestensor.estimators.covariates import (
     read_covariates,
     seed_of,
 )
+from bayestensor.estimators.fitting import most_frequent_rank
 from bayestensor.estimators.remainder import build_remainder, check_remainder
 from bayestensor.inference.draws import Draws
 from bayestensor.models.augment import polya_gamma_mean

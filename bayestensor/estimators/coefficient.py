@@ -252,12 +252,6 @@ def check_mixing(estimator: Any, functionals: Mapping[str, np.ndarray]) -> dict[
     return found
 
 
-def most_frequent_rank(posterior: dict[str, np.ndarray]) -> Any:
-    """The most frequent rank of each bond; a number where there is one bond."""
-    modes = {bond: int(np.argmax(shares)) for bond, shares in posterior.items()}
-    return next(iter(modes.values())) if len(modes) == 1 else modes
-
-
 def _mean_coefficient(network, cores):
     def add(total, one):
         return total + dense(Factored(network, one)), None

@@ -13,11 +13,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from bayestensor.estimators import inputs
-from bayestensor.estimators.fitting import Plan, closed_form_fit, default_network, noise_variance
+from bayestensor.estimators.fitting import Plan, closed_form_fit, default_network, most_frequent_rank, noise_variance
 from bayestensor.estimators.held_out import conformal_quantile, format_scores, held_out, normalised_residuals, part
 from bayestensor.estimators.prediction import Posterior
 from bayestensor.inference.draws import Draws
-from bayestensor.metrics.regression import rrse
+from bayestensor.metrics.regression import checked_level, rrse
 from bayestensor.models.augment import DISCRETE, LIKELIHOODS
 from bayestensor.priors.base import ScalePrior
 
@@ -137,8 +137,7 @@ class TensorCompletion(BaseEstimator):
         self.effects_ = {name: row[0].mean(axis=0) * self.scale_ for name, row in fit.effects.items()}
         self.noise_ = math.nan if discrete else math.sqrt(noise_variance(fit.precision)) * self.scale_
         self.rank_posterior_ = fit.rank_posterior
-        modes = {bond: int(np.argmax(shares)) for bond, shares in fit.rank_posterior.items()}
-        self.rank_ = next(iter(modes.values())) if len(modes) == 1 else modes
+        self.rank_ = most_frequent_rank(fit.rank_posterior)
         self.diagnostics_ = fit.diagnostics | {"empty_slices": given.empty_slices(), "formats": scores}
         if self.conformal:
             self.residuals_ = normalised_residuals(self, part(whole, rows))
@@ -163,8 +162,7 @@ class TensorCompletion(BaseEstimator):
         Raises:
             ValueError: a level outside (0, 1).
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level is {level}; a probability between 0 and 1 is needed")
+        checked_level(level)
         posterior, coords = self._posterior(X)
         lower, upper = posterior.quantiles((0.5 - 0.5 * level, 0.5 + 0.5 * level), coords)
         return self._out(lower, X), self._out(upper, X)
@@ -182,8 +180,7 @@ class TensorCompletion(BaseEstimator):
         check_is_fitted(self)
         if not self.conformal:
             raise ValueError("conformal is 0: no entries were left out; fit with conformal=0.1 or so")
-        if not 0 < level < 1:
-            raise ValueError(f"level is {level}; a probability between 0 and 1 is needed")
+        checked_level(level)
         mean, sd = self.predict(X, return_std=True)
         half = conformal_quantile(self.residuals_, level) * sd
         lower = mean - half

@@ -189,6 +189,12 @@ def rank_shares(
     return {bond: np.bincount(n, minlength=network.size[bond] + 1) / len(n) for bond, n in counts.items()}
 
 
+def most_frequent_rank(posterior: dict[str, np.ndarray]) -> Any:
+    """The most frequent rank of each bond; a number where there is one bond."""
+    modes = {bond: int(np.argmax(shares)) for bond, shares in posterior.items()}
+    return next(iter(modes.values())) if len(modes) == 1 else modes
+
+
 def _draws(model: Conjugate, state: State, data: Observations, plan: Plan, key) -> tuple[State, State]:
     """Burn in and draw."""
     hold, traces = jnp.full(PORTION, model.discrete), []

@@ -20,7 +20,6 @@ from bayestensor.estimators.coefficient import (
     check_plan,
     coefficient_model,
     mean_coefficient,
-    most_frequent_rank,
     rank_shares,
     run_chains,
     standing_out,
@@ -37,6 +36,7 @@ from bayestensor.estimators.covariates import (
     response_units,
     seed_of,
 )
+from bayestensor.estimators.fitting import most_frequent_rank
 from bayestensor.estimators.remainder import build_remainder, check_remainder
 from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import mixture_interval

@@ -86,7 +86,7 @@ def gaussian_interval(mean: ArrayLike, sd: ArrayLike, level: float = 0.9) -> tup
     from scipy.special import ndtri
 
     mean, sd = _alike(mean=mean, sd=sd)
-    half = ndtri(0.5 + 0.5 * _level(level)) * sd
+    half = ndtri(0.5 + 0.5 * checked_level(level)) * sd
     return mean - half, mean + half
 
 
@@ -99,7 +99,7 @@ def mixture_interval(means: ArrayLike, sds: ArrayLike, level: float = 0.9) -> tu
 
     means, sds = np.asarray(means, np.float64), np.asarray(sds, np.float64)
     means, sds, _ = _mixture(means, sds, means[0] if means.ndim else means)
-    tail = 0.5 * (1 - _level(level))
+    tail = 0.5 * (1 - checked_level(level))
     ends = []
     for mass in (tail, 1 - tail):
         members = means + ndtri(mass) * sds
@@ -114,7 +114,7 @@ def mixture_interval(means: ArrayLike, sds: ArrayLike, level: float = 0.9) -> tu
 
 def sample_interval(samples: ArrayLike, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
     """Central interval between the quantiles of the draws: (lower, upper)."""
-    tail = 0.5 * (1 - _level(level))
+    tail = 0.5 * (1 - checked_level(level))
     lower, upper = np.quantile(np.asarray(samples, np.float64), [tail, 1 - tail], axis=0)
     return lower, upper
 
@@ -177,7 +177,8 @@ def _samples(samples: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     return samples, y
 
 
-def _level(level: float) -> float:
+def checked_level(level: float) -> float:
+    """The level of an interval, refused where it is no probability inside (0, 1)."""
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; a probability between 0 and 1 is needed")
     return level

@@ -242,9 +242,11 @@ def sweeps(
     return jax.lax.scan(one, state, (keys, hold))
 
 
-@partial(quick_jit, static_argnames="model")
 def refreshed(model: Conjugate, state: State, data: Observations) -> Observations:
     """Counts with the dispersion that goes with the rates so far; other observations as they are."""
-    if model.likelihood != "poisson":
-        return data
+    return _refreshed(model, state, data) if model.likelihood == "poisson" else data
+
+
+@partial(quick_jit, static_argnames="model")
+def _refreshed(model: Conjugate, state: State, data: Observations) -> Observations:
     return replace(data, weight=jnp.where(data.weight > 0, dispersion(jnp.add(*model.values(state, data))), 0.0))

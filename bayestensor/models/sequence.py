@@ -144,10 +144,8 @@ def transformer_encoder(
         rank: of every bond.
         rngs: Flax's random streams.
     """
-    sizes = (features, heads, 4 * features if hidden is None else hidden)
-    embed, head = _embed(vocabulary, features, format, rank, rngs), _linear(features, classes, format, rank, rngs)
-    made = [_block(*sizes, format, rank, rngs) for _ in range(blocks)]
-    return TransformerEncoder(embed, made, head, length, features, rngs=rngs)
+    parts = _parts(vocabulary, features, classes, heads, hidden, blocks, format, rank, rngs)
+    return TransformerEncoder(*parts, length, features, rngs=rngs)
 
 
 def transformer_decoder(
@@ -163,10 +161,25 @@ def transformer_decoder(
     rngs: nnx.Rngs,
 ) -> TransformerDecoder:
     """A `TransformerDecoder`; arguments as `transformer_encoder`'s. With `Categorical`, y is x one token later."""
-    sizes = (features, heads, 4 * features if hidden is None else hidden)
-    embed, head = _embed(vocabulary, features, format, rank, rngs), _linear(features, vocabulary, format, rank, rngs)
-    made = [_block(*sizes, format, rank, rngs) for _ in range(blocks)]
-    return TransformerDecoder(embed, made, head, length, features, rngs=rngs)
+    parts = _parts(vocabulary, features, vocabulary, heads, hidden, blocks, format, rank, rngs)
+    return TransformerDecoder(*parts, length, features, rngs=rngs)
+
+
+def _parts(
+    vocabulary: int,
+    features: int,
+    out: int,
+    heads: int,
+    hidden: int | None,
+    blocks: int,
+    format: str,
+    rank: int,
+    rngs: nnx.Rngs,
+) -> tuple[nnx.Module, list[TransformerBlock], nnx.Module]:
+    """(embedding, blocks, head)."""
+    embed, head = _embed(vocabulary, features, format, rank, rngs), _linear(features, out, format, rank, rngs)
+    hidden = 4 * features if hidden is None else hidden
+    return embed, [_block(features, heads, hidden, format, rank, rngs) for _ in range(blocks)], head
 
 
 def _block(features: int, heads: int, hidden: int, format: str, rank: int, rngs: nnx.Rngs) -> TransformerBlock:

@@ -35,11 +35,11 @@ TURN = 1.5e-6  # s for one turn of a loop
 
 def _product_seconds(flops: int) -> float:
     """A matrix product; measured, a second core gains nothing up to 128 million operations and 2x at 2,000 million."""
-    second = min(1.0, max(0.0, math.log2(max(flops, 1) / 128e6) / 4)) if cores() > 1 else 0.0
+    second = min(1.0, max(0.0, math.log2(max(flops, 1) / 128e6) / 4)) if processors() > 1 else 0.0
     return flops * FLOP / (1 + second)
 
 
-def cores() -> int:
+def processors() -> int:
     """Processor cores that this process may run on, and XLA with it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
