@@ -219,3 +219,22 @@ def require_proper(posterior: Posterior, engine: str) -> None:
             f"{engine} draws from a posterior, and this prior is improper: the chain would drift for ever. Truncate "
             "the prior or take a proper one (half-Cauchy, inverse-gamma, gamma), or fit by MAP."
         )
+
+
+def require_conditional(posterior: Posterior, every: int | None, temperature: float) -> None:
+    """Refuses conditional draws that cannot be made.
+
+    Raises:
+        ValueError: not one every positive number of steps, none that the posterior has, or another temperature than 1.
+    """
+    if every is None:
+        return
+    if every < 1:
+        raise ValueError(f"conditional_every = {every}; a positive number of steps is needed")
+    if posterior.conditional_update is None:
+        raise ValueError(
+            "conditional_every is set, but this posterior has no conditional_update: leave it None (scales then move "
+            "by gradient), take noncentred(model, num_data).posterior, or a prior that has_conditional"
+        )
+    if temperature != 1:
+        raise ValueError(f"conditional draws have temperature 1, the chain {temperature}: set one of them back")

@@ -16,6 +16,7 @@ from bayestensor.inference.gradient import (
     mean_over_coordinates,
     plain_estimator,
     preconditioner,
+    require_conditional,
     require_proper,
     running_mean,
     sparing_estimator,
@@ -129,7 +130,7 @@ def sghmc(
     """
     require_proper(posterior, "SGHMC")
     _check(posterior, step_size, friction, temperature, burn_in, noise_share, conditional_every, precondition)
-    _check_counts(cycle=cycle, measure_every=measure_every, conditional_every=conditional_every)
+    _check_counts(cycle=cycle, measure_every=measure_every)
     estimate, again = sparing_estimator(posterior, centre), plain_estimator(posterior, centre)
     adapts = bool(precondition) and burn_in > 0
 
@@ -245,13 +246,7 @@ def _check(posterior, step_size, friction, temperature, burn_in, noise_share, co
         raise ValueError(f'precondition = {precondition!r}; True, False or "leaf" is needed')
     if burn_in < 0:
         raise ValueError(f"burn_in = {burn_in}; a number of steps, 0 or more, is needed")
-    if conditional_every is not None and posterior.conditional_update is None:
-        raise ValueError(
-            "conditional_every is set, but this posterior has no conditional_update: leave it None (scales then move "
-            "by gradient), take noncentred(model, num_data).posterior, or a prior that has_conditional"
-        )
-    if conditional_every is not None and temperature != 1:
-        raise ValueError(f"conditional draws have temperature 1, the chain {temperature}: set one of them back")
+    require_conditional(posterior, conditional_every, temperature)
 
 
 def _check_counts(**counts: int | None) -> None:

@@ -11,9 +11,11 @@ import optax
 
 from bayestensor.inference.base import Engine, Posterior, all_finite, normals
 from bayestensor.inference.gradient import (
+    cond_together,
     coordinates,
     mean_over_coordinates,
     preconditioner,
+    require_conditional,
     require_proper,
     running_mean,
     sparing_estimator,
@@ -95,6 +97,7 @@ def svgd(
     burn_in: int = 1000,
     noise_share: float = 0.1,
     measure_every: int = 10,
+    conditional_every: int | None = None,
     parallel: Parallel = "auto",
 ) -> Engine:
     """SVGD (Liu and Wang 2016), by default with the noise of Gallego and Insua (2018) that makes n chains of it.
@@ -128,13 +131,18 @@ def svgd(
         burn_in: steps that adapt; drop their draws.
         noise_share: largest share of a particle's variance that batches may supply.
         measure_every: steps between two measurements of the noise; every step of burn-in takes one.
+        conditional_every: after burn-in, steps between draws of each particle by `posterior.conditional_update`, which
+            leaves the law of n independent draws as it is; None: never. (Earlier, on particles that do not fit the data
+            yet, they put slices to death that short steps are slow to revive.)
         parallel: gradients of the particles by "vmap", by "map" (`lax.map`), or as the platform prefers.
 
     Raises:
-        ValueError: an improper prior, a setting out of range, or an optimiser for the noisy variant.
+        ValueError: an improper prior, a setting out of range, an optimiser for the noisy variant, or conditional draws
+            that the posterior or the plain variant cannot have.
     """
     require_proper(posterior, "SVGD")
-    _check(noisy, step_size, optimiser, temperature, burn_in, noise_share, measure_every)
+    _check(noisy, step_size, optimiser, temperature, burn_in, noise_share, measure_every, conditional_every)
+    require_conditional(posterior, conditional_every, temperature)
     mover = optax.adagrad(step_size) if optimiser is None else optimiser
     estimate, gradient = sparing_estimator(posterior), jax.value_and_grad(posterior.log_density)
 
@@ -173,7 +181,13 @@ def svgd(
         log_density, g = each[:2]
         ratio = _variance_ratio(state.particles, g) / temperature
         measured, share = measure(state, each, due) if noisy else (state, None)
-        moved = (with_noise(key, measured, each, share) if noisy else without_noise(state, g))._replace(
+        key, *update_key = jax.random.split(key) if conditional_every else [key]
+        moved = with_noise(key, measured, each, share) if noisy else without_noise(state, g)
+        if conditional_every:
+            due = (state.step >= burn_in) & (state.step % conditional_every == 0)
+            now = redraw(due, *update_key, moved.particles)
+            moved = moved._replace(particles=now)
+        moved = moved._replace(
             last=state.particles,
             variance_ratio=running_mean(state.variance_ratio, ratio, state.step - state.nonfinite),
         )
@@ -196,6 +210,13 @@ def svgd(
             nonfinite=new.nonfinite,
         )
         return new, info
+
+    def redrawn(key, particles):
+        assert posterior.conditional_update is not None  # require_conditional
+        n = jax.tree.leaves(particles)[0].shape[0]
+        return over(posterior.conditional_update, parallel)(jax.random.split(key, n), particles)
+
+    redraw = cond_together(redrawn, lambda key, particles: particles)
 
     def measure(state, each, due) -> tuple[State, Position]:
         """The state with this step's noise and curvature (in burn-in with the scale they give), and the batches' share.
@@ -290,7 +311,7 @@ def _variance_ratio(particles: Position, gradients: Position) -> Scalar:
     return sum(products) * n / (n - 1) / coordinates(particles)
 
 
-def _check(noisy, step_size, optimiser, temperature, burn_in, noise_share, measure_every):
+def _check(noisy, step_size, optimiser, temperature, burn_in, noise_share, measure_every, conditional_every):
     for name, value in {"step_size": step_size, "temperature": temperature}.items():
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} = {value}; a positive number is needed")
@@ -302,3 +323,5 @@ def _check(noisy, step_size, optimiser, temperature, burn_in, noise_share, measu
         raise ValueError(f"measure_every = {measure_every}; a positive number of steps is needed")
     if noisy and optimiser is not None:
         raise ValueError("an optimiser would change the law of the noisy variant: set noisy=False, or leave it None")
+    if not noisy and conditional_every is not None:
+        raise ValueError("conditional_every is for the noisy variant: set noisy=True, or leave it None")

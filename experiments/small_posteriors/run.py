@@ -42,13 +42,15 @@ def run_sghmc(problem, key, moves="data"):
     return sample(engine, key, problem.starts(jax.random.key(2), CHAINS), problem.data, **keep)[0]
 
 
-def run_svgd(problem, key, noisy=True):
-    """Four groups of 50 particles; the published variant (no noise) keeps its last particles only."""
-    engine = svgd(problem.sparing.posterior, noisy=noisy, burn_in=4000)
+def run_svgd(problem, key, noisy=True, moves="data"):
+    """Four groups of 50 particles from prior draws; the published variant (no noise) keeps its last particles only."""
+    posterior = (problem.moved if moves == "data" else problem.sparing).posterior
+    every = 5 if noisy and moves == "data" else None
+    engine = svgd(posterior, noisy=noisy, burn_in=6000, conditional_every=every)
     starts = problem.starts(jax.random.key(3), GROUPS * PARTICLES)
     starts = jax.tree.map(lambda x: x.reshape(GROUPS, PARTICLES, *x.shape[1:]), starts)
-    keep = {"draws": 40, "thin": 100} if noisy else {"draws": 1, "thin": 4000}
-    draws, _ = sample(engine, key, starts, problem.data, burn_in=4000, chunk=1, parallel="vmap", **keep)
+    keep = {"draws": 50, "thin": 200} if noisy else {"draws": 1, "thin": 10_000}
+    draws, _ = sample(engine, key, starts, problem.data, burn_in=6000, chunk=10, parallel="vmap", **keep)
     return unstack(Draws(draws.positions, draws.stats))
 
 
@@ -58,6 +60,7 @@ ENGINES = {
     "sghmc, v given cores only": lambda *a: run_sghmc(*a, moves="cores"),
     "sghmc, v by gradient only": lambda *a: run_sghmc(*a, moves="gradient"),
     "svgd": run_svgd,
+    "svgd, v by gradient only": lambda *a: run_svgd(*a, moves="gradient"),
     "svgd without noise": lambda *a: run_svgd(*a, noisy=False),
 }
 
