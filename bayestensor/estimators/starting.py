@@ -26,7 +26,7 @@ _HELD = 10  # sweeps for which it is taken so
 PORTION = 10  # sweeps of one call
 _MOST_STARTS = 16
 _WORTH_STARTS = 1e10  # multiplications that the starts may take together, a second or three
-_ALIKE = 0.25  # share of the observations by which a chain's start may score worse than the best
+_NO_WORSE = 0.25  # share of the observations by which a chain's start may score worse than the best
 _SETTLED = 1.05  # growth of the noise precision in one call below which the warm-up has arrived
 _NEARLY_EXACT = 1e5  # noise precision, 50 dB, above which split components are looked for
 _SWEEPS_LEFT = 200  # near enough: to settle, to burn in and to draw
@@ -58,7 +58,7 @@ def best_starts(
     best, state = found[0]
     if float(state.precision) > _NEARLY_EXACT:
         return [state]
-    return [state for score, state in found[:chains] if score <= best + _ALIKE * count]
+    return [state for score, state in found[:chains] if score <= best + _NO_WORSE * count]
 
 
 @partial(quick_jit, static_argnames="model")
