@@ -17,7 +17,7 @@ from bayestensor.models.effects import constant_start
 from bayestensor.ranks.select import RANK_THRESHOLD, host_slice_norms
 from bayestensor.tensor.initialise import initialise
 from bayestensor.tensor.network import Network
-from bayestensor.tensor.normal import Observations, row_shape
+from bayestensor.tensor.normal import Observations, from_rows, is_joint, row_shape, to_rows
 from bayestensor.typing import Array, Key
 
 _FIRST_PRECISION = 100.0  # of data of mean square 1: taken as 20 dB until the fit can tell
@@ -29,6 +29,7 @@ _WORTH_STARTS = 1e10  # multiplications that the starts may take together, a sec
 _NO_WORSE = 0.25  # share of the observations by which a chain's start may score worse than the best
 _SETTLED = 1.05  # growth of the noise precision in one call below which the warm-up has arrived
 _NEARLY_EXACT = 1e5  # noise precision, 50 dB, above which split components are looked for
+_ALIKE = 0.2  # product of the cosines above which two components are tried as one; of random ones it is below 0.1
 _SWEEPS_LEFT = 200  # near enough: to settle, to burn in and to draw
 _WORTH_A_CUT = 2e10  # multiplications saved that pay for compiling the smaller shape
 
@@ -90,13 +91,42 @@ def settled(
     key, settle_key = jax.random.split(key)
     state = _settle(model, state, data, sweeps_each, how, settle_key)
     count = len(given.values)
-    while float(state.precision) > _NEARLY_EXACT:
+    while (fewer := _merged(model, state, count)) is not None:
         key, trial_key = jax.random.split(key)
-        trial = _settle(model, _without_weakest(model, state), data, sweeps_each, how, trial_key)
+        trial = _settle(model, fewer, data, sweeps_each, how, trial_key)
         if _score(model, trial, count) >= _score(model, state, count):
             break
         state = trial
     return state
+
+
+def _merged(model: Conjugate, state: State, count: int) -> State | None:
+    """The state with fewer components, to be tried: those that repeat a stronger one cut; None where none does."""
+    if model.discrete:
+        return None
+    if is_joint(model.network) and (repeated := _repeated(model, state, count)).any():
+        cores = {name: jnp.where(repeated, 0, rows) for name, rows in _component_rows(model, state).items()}
+        return state._replace(cores={name: from_rows(model.network, name, rows) for name, rows in cores.items()})
+    return _without_weakest(model, state) if float(state.precision) > _NEARLY_EXACT else None
+
+
+def _repeated(model: Conjugate, state: State, count: int) -> np.ndarray:
+    """Which living components of CP point the way of a stronger one: `product over modes of |cosine| > 0.2`, [r].
+
+    Sweeps share a component out over two such for hundreds of sweeps, before the prior has its way.
+    """
+    noise = float(seen_noise(model.network, state.precision, count))
+    norm = next(iter(standing_out(model.network, state.cores, noise).values()))
+    alike = np.ones((len(norm), len(norm)))
+    for rows in _component_rows(model, state).values():
+        unit = rows / np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
+        alike *= np.abs(unit.T @ unit)
+    stronger = (norm[None, :] > norm[:, None]) & (norm[:, None] > 0)
+    return (stronger & (alike > _ALIKE)).any(axis=1)
+
+
+def _component_rows(model: Conjugate, state: State) -> dict[str, np.ndarray]:
+    return {name: np.asarray(to_rows(model.network, name, core)) for name, core in state.cores.items()}
 
 
 def _settle(model: Conjugate, state: State, data: Observations, sweeps_each: int, how: How, key) -> State:

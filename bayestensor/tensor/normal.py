@@ -25,7 +25,7 @@ from bayestensor.tensor.network import Core, Factored, Network
 from bayestensor.typing import Array, Float, Int
 
 _WIDTH = 16  # entries of one mode index that share a matrix product; a group is filled up to a multiple of it
-_BLOCK = 1 << 22  # numbers of one block of gathered design rows, 32 MB in float64
+_BLOCK = 1 << 20  # numbers of one block of gathered design rows, 8 MB in float64
 
 
 @jax.tree_util.register_dataclass
@@ -197,20 +197,23 @@ def _from_entries(network, cores, name, data, covariances):
         flat = place.reshape(-1)
         at = {leg: data.coords[jnp.minimum(flat, len(data.coords) - 1), k] for k, leg in enumerate(network.modes)}
         w, t = weight[place], target[place]
-        rows = _at(network, _fill(network, cores, others, bonds), at, bonds).reshape(*place.shape, p)
+        if is_joint(network) and others:  # CP: a product of rows, in a quarter of the time of the general contraction
+            rows = math.prod(to_rows(network, c.name, cores[c.name])[at[split_legs(network, c)[0][0]]] for c in others)
+        else:
+            rows = _at(network, _fill(network, cores, others, bonds), at, bonds)
+        rows = rows.reshape(*place.shape, p)
         if covariances is None:
-            gram = jnp.matmul((rows * w[..., None]).mT, rows)
+            both = jnp.matmul(rows.mT, jnp.concatenate([rows * w[..., None], t[..., None]], axis=-1))
         else:
             double = (*bonds, *map(_primed, bonds))
             pairs = _at(network, _pairs(network, cores, others, bonds, covariances), at, double)
             gram = (pairs.reshape(*place.shape, p, p) * w[..., None, None]).sum(1)
-        moment = (rows * t[..., None]).sum(1)
-        return (carry[0].at[group].add(gram), carry[1].at[group].add(moment)), None
+            both = jnp.concatenate([gram, (rows * t[..., None]).sum(1)[..., None]], axis=-1)
+        return carry.at[group].add(both, indices_are_sorted=True), None
 
-    dtype = jnp.result_type(*cores.values())
-    start = jnp.zeros((q, p, p), dtype), jnp.zeros((q, p), dtype)
     chunks = places.reshape(-1, per_block, _WIDTH), groups.reshape(-1, per_block)
-    return jax.lax.scan(block, start, chunks)[0]
+    both, _ = jax.lax.scan(block, jnp.zeros((q, p, p + 1), jnp.result_type(*cores.values())), chunks)
+    return both[..., :p], both[..., p]
 
 
 def expected_square(
