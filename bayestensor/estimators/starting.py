@@ -68,7 +68,11 @@ def _random_state(model: Conjugate, key: Key[Array, ""], precision: float, const
 
 
 def cut(model: Conjugate, states: list[State], given: Observed) -> tuple[Conjugate, list[State]]:
-    """Without the slices that none of the states needs, where that saves enough; all keep one shape."""
+    """Without the slices that none of the states needs, where that saves a chain enough; all keep one shape.
+
+    Not for less: a slice that is next to nothing here can come to life in the draws (Birmingham's parking counts, half
+    hidden: an error of 0.023 after a cut to 31 components, 0.020 without).
+    """
     norms = [host_slice_norms(model.network, {k: np.asarray(v) for k, v in s.cores.items()}) for s in states]
     kept: list[dict[str, np.ndarray]] = [{} for _ in states]
     for bond in model.network.bonds:
@@ -77,7 +81,7 @@ def cut(model: Conjugate, states: list[State], given: Observed) -> tuple[Conjuga
             indices[bond] = np.sort(np.argsort(-norm[bond], kind="stable")[:size])
     smaller = [model.keep(state, indices) for state, indices in zip(states, kept, strict=True)]
     saved = work(model.network, given) - work(smaller[0][0].network, given)
-    if _SWEEPS_LEFT * len(states) * saved > _WORTH_A_CUT:
+    if _SWEEPS_LEFT * saved > _WORTH_A_CUT:
         return smaller[0][0], [state for _, state in smaller]
     return model, states
 
