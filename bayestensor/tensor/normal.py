@@ -192,18 +192,28 @@ def _from_entries(network, cores, name, data, covariances):
     places = jnp.pad(places, ((0, fill), (0, 0)), constant_values=len(data.weight))
     groups = jnp.pad(groups, (0, fill), constant_values=q - 1)
 
+    joint = is_joint(network) and bool(others)  # CP: products of rows, in a quarter of the general contraction's time
+    upper = np.triu_indices(p)  # and every second moment is symmetric, so that half of it will do
+    seconds = {c.name: _second(network, cores, c.name, covariances)[:, *upper] for c in others} if joint else {}
+
+    def joined(tables, at):
+        return math.prod(table[at[split_legs(network, network.core[name])[0][0]]] for name, table in tables.items())
+
     def block(carry, chunk):
         place, group = chunk
         flat = place.reshape(-1)
         at = {leg: data.coords[jnp.minimum(flat, len(data.coords) - 1), k] for k, leg in enumerate(network.modes)}
         w, t = weight[place], target[place]
-        if is_joint(network) and others:  # CP: a product of rows, in a quarter of the time of the general contraction
-            rows = math.prod(to_rows(network, c.name, cores[c.name])[at[split_legs(network, c)[0][0]]] for c in others)
+        if joint:
+            rows = joined({c.name: to_rows(network, c.name, cores[c.name]) for c in others}, at)
         else:
             rows = _at(network, _fill(network, cores, others, bonds), at, bonds)
         rows = rows.reshape(*place.shape, p)
         if covariances is None:
             both = jnp.matmul(rows.mT, jnp.concatenate([rows * w[..., None], t[..., None]], axis=-1))
+        elif joint:
+            pairs = joined(seconds, at).reshape(*place.shape, -1)
+            both = jnp.concatenate([(pairs * w[..., None]).sum(1), (rows * t[..., None]).sum(1)], axis=-1)
         else:
             double = (*bonds, *map(_primed, bonds))
             pairs = _at(network, _pairs(network, cores, others, bonds, covariances), at, double)
@@ -212,8 +222,13 @@ def _from_entries(network, cores, name, data, covariances):
         return carry.at[group].add(both, indices_are_sorted=True), None
 
     chunks = places.reshape(-1, per_block, _WIDTH), groups.reshape(-1, per_block)
-    both, _ = jax.lax.scan(block, jnp.zeros((q, p, p + 1), jnp.result_type(*cores.values())), chunks)
-    return both[..., :p], both[..., p]
+    wide = (len(upper[0]) + p,) if joint and covariances is not None else (p, p + 1)
+    both, _ = jax.lax.scan(block, jnp.zeros((q, *wide), jnp.result_type(*cores.values())), chunks)
+    if len(wide) == 2:
+        return both[..., :p], both[..., p]
+    place_of = np.zeros((p, p), int)
+    place_of[upper] = place_of[upper[::-1]] = np.arange(len(upper[0]))
+    return both[:, place_of], both[:, len(upper[0]) :]
 
 
 def expected_square(
