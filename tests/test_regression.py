@@ -15,6 +15,7 @@ from sklearn.base import clone
 
 from bayestensor.estimators import TensorRegressor, covariates
 from bayestensor.estimators.remainder import build_remainder, log_evidence
+from bayestensor.models import regression
 from bayestensor.models.coefficient import (
     Coefficient,
     CoefficientState,
@@ -23,7 +24,7 @@ from bayestensor.models.coefficient import (
     row_space_draw,
     unknown_space_draw,
 )
-from bayestensor.models.regression import RATIOS, Centred, pick_noise
+from bayestensor.models.regression import RATIOS, Centred, independent_share, pick_noise
 from bayestensor.models.rows import CORRELATIONS
 from bayestensor.priors import InverseGamma
 from bayestensor.tensor import design as equations
@@ -198,7 +199,7 @@ def test_noise_and_ratio_are_drawn_from_their_posterior():
         log_p.append(-0.5 * np.log1p(ratio * spectrum).sum() - count / 2 * np.log(energy))
     p = np.exp(np.array(log_p) - np.logaddexp.reduce(log_p))
     with jax.enable_x64(True):
-        arrays = map(jnp.asarray, (np.zeros((m, 1)), residual, spectrum, lost, count))
+        arrays = map(jnp.asarray, (np.zeros((m, 1)), residual, spectrum, lost, count, 1.0))
         data = Centred(*arrays, {})
 
         @jax.jit
@@ -348,6 +349,42 @@ def test_constant_data():
     np.testing.assert_allclose(still.predict(np.ones((2, 3))), 4.5, atol=1e-6)
     lower, upper = still.predict_interval(np.ones((2, 3)))
     assert (lower < 2).all() and (upper > 7).all()
+
+
+@pytest.mark.parametrize("r", [0.0, 0.5, 1.0])
+def test_the_share_of_independent_responses_is_that_of_their_correlation(r):
+    """50 responses of correlation r worth `50 / (1 + 49 r^2)`: 400 data give it to 10 %, 5 standard errors at r = 0.5.
+
+    The errors are those of a ridge regression, `sqrt(1 + ratio s_j)` too large; 200 rows of padding say nothing.
+    """
+    rng = np.random.default_rng(5)
+    z = math.sqrt(r) * rng.normal(size=(400, 1)) + math.sqrt(1 - r) * rng.normal(size=(400, 50))
+    spectrum, ratio = rng.uniform(0, 9, 400), np.full(50, 2.0)
+    pad = [(0, 200), (0, 0)]
+    residual = np.pad(3 * z * np.sqrt(1 + 2 * spectrum)[:, None], pad)
+    with jax.enable_x64(True):
+        arrays = (np.pad(np.ones((400, 1)), pad), residual, np.pad(spectrum, (0, 200)), np.zeros(50), 399.0, 1.0)
+        data = Centred(*map(jnp.asarray, arrays), {})
+        found = float(jax.jit(independent_share)(data.y, jnp.asarray(ratio), data))
+    assert abs(found * (1 + 49 * r**2) - 1) < 0.1
+
+
+@pytest.mark.slow
+def test_what_responses_share_by_chance_is_no_signal(monkeypatch):
+    """30 data of 80 covariates, 100 responses that are three shared errors: predictions stay at the mean.
+
+    Counted as 100 independent responses (the fault) they make an error half as large again.
+    """
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(130, 10, 8))
+    y = rng.normal(size=(130, 3)) @ rng.normal(size=(3, 100)) + 0.3 * rng.normal(size=(130, 100))
+    errors = []
+    for share in (independent_share, lambda *_: jnp.ones(())):
+        monkeypatch.setattr(regression, "independent_share", share)
+        jax.clear_caches()
+        fit = TensorRegressor(max_rank=4, **FAST).fit(x[:30], y[:30])
+        errors.append(np.sqrt(((fit.predict(x[30:]) - y[30:]) ** 2).mean() / y[30:].var()))
+    assert errors[0] < 1.1 and errors[1] > 1.3, errors
 
 
 X, Y = np.random.default_rng(0).normal(size=(12, 6)), np.arange(12.0)

@@ -157,12 +157,10 @@ def starts(model: Coefficient, chains: int, seed: int) -> CoefficientState:
 
 
 def warmed_up(estimator: Any, sweeps: Any, seed: int, states: Any, alone: Any) -> Any:
-    """States after half as many sweeps as the burn-in has on data without a remainder, where there is one.
+    """States after half as many sweeps as the burn-in has on data `alone`, without a remainder.
 
     Else the remainder takes what there is in the first sweeps, and the low rank finds nothing left to grow on.
     """
-    if estimator.remainder is None:
-        return states
     draw = 1.0 if estimator.inference == "gibbs" else 0.0
     for part in range(-(-estimator.burn_in // (2 * PORTION))):
         states, _ = sweeps(np.uint32(seed), np.uint32(_WARM + part), states, alone, draw)

@@ -42,7 +42,7 @@ from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import mixture_interval
 from bayestensor.models.coefficient import Coefficient, Family
 from bayestensor.models.compiled import quick_jit
-from bayestensor.models.regression import Centred, RegressionState, sweeps
+from bayestensor.models.regression import Centred, RegressionState, share_left, sweeps
 from bayestensor.models.rows import CORRELATIONS
 from bayestensor.tensor.design import responses
 from bayestensor.tensor.network import Network
@@ -81,7 +81,8 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
         noise_: posterior root mean square of the noise, in the units of y, one number a response.
         draws_: `Draws` of cores, noise precisions and ratios, in the units of centred and scaled data.
-        diagnostics_: seconds, R-hat of predictions and noise, kernel of the remainder, correlations of neighbours.
+        diagnostics_: seconds, R-hat of predictions and noise, kernel of the remainder, correlations of
+            neighbours, share of independent responses.
         n_features_in_: p.
     """
 
@@ -121,9 +122,18 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
         seed, chains = seed_of(self.random_state), self.chains if self.inference == "gibbs" else 1
         k = (chains, *self._data.y.shape[1:])
         first = RegressionState(starts(model, chains, seed), jnp.asarray(np.full(k, 2.0)), jnp.asarray(np.zeros(k)))
-        alone = replace(self._data, spectrum=np.zeros_like(self._data.spectrum))
+        none = jax.tree.map(jnp.zeros_like, first.coefficient.cores)
+        data = self._shared(model, first._replace(coefficient=first.coefficient._replace(cores=none)))
+        alone = replace(data, spectrum=np.zeros_like(data.spectrum))
         first = warmed_up(self, partial(sweeps, model), seed, first, alone)._replace(ratio=first.ratio)
+        self._data = self._shared(model, first)
         return run_chains(self, partial(sweeps, model), seed, first, self._data)
+
+    def _shared(self, model: Coefficient, states: RegressionState) -> Centred:
+        """The data with the share of independent responses that these W leave; 1 of a single response."""
+        if self._y_units.mean.size == 1:
+            return self._data
+        return replace(self._data, share=np.asarray(share_left(model, states, self._data)))
 
     def _centred(self, x: np.ndarray, y: np.ndarray, network: Network, families: dict[str, Family]) -> Centred:
         """The data in the eigenvectors of the remainder's kernel."""
@@ -138,9 +148,10 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
             filled(self._remainder.spectrum),
             lost.reshape(cols),
             np.asarray(len(x) - 1.0),
+            np.asarray(1.0),
         )
-        x_, y_, spectrum, lost_, count = map(jnp.asarray, arrays)
-        return Centred(x_, y_, spectrum, lost_, count, families)
+        x_, y_, spectrum, lost_, count, share = map(jnp.asarray, arrays)
+        return Centred(x_, y_, spectrum, lost_, count, share, families)
 
     def _summarise(self, trace: RegressionState) -> None:
         flat = self.draws_.flat()
@@ -161,6 +172,7 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
             "r_hat": check_mixing(self, {name: a.reshape(*shape, *a.shape[1:]) for name, a in by_chain.items()}),
             "remainder": (self._remainder.kind, self._remainder.length),
             "correlations": {k: float(CORRELATIONS[v].mean()) for k, v in trace.coefficient.member.items()},
+            "independent_share": float(self._data.share),
         }
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
@@ -218,8 +230,12 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
             block = x[at : at + size]
             kernel, own = self._remainder.at(block)
             rows = in_network(block, self.covariate_shape_, self._bases, self.network_)
+            step = min(size, 32)  # few data at once of many responses
             with jax.enable_x64(True):
-                args = map(jnp.asarray, (filled(rows), filled(kernel, (0, 1)), filled(own)))
+                args = map(
+                    jnp.asarray,
+                    (filled(rows, step=step), filled(filled(kernel, step=step), (1,)), filled(own, step=step)),
+                )
                 found = _predictive(self.network_, flat, self._data, *args)
             yield tuple(np.asarray(a).reshape(len(a), -1, k)[:, : len(block)] for a in found)
 
