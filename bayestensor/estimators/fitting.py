@@ -10,8 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayestensor.estimators.growing import grow, spectral_start, starts_by_spectrum
 from bayestensor.estimators.inputs import Observed
-from bayestensor.estimators.starting import PORTION, best_start, portions, seen_noise, standing_out, warm_up
+from bayestensor.estimators.starting import (
+    PORTION,
+    best_start,
+    portions,
+    seen_noise,
+    settle,
+    standing_out,
+    warm_up,
+    work,
+)
 from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, State, refreshed, sweeps
 from bayestensor.models.effects import effect_names
 from bayestensor.priors import InverseGamma
@@ -23,6 +33,8 @@ from bayestensor.tensor.normal import Entries, Grid, Observations, from_rows, ro
 from bayestensor.typing import Array, Key
 
 _WIDEST = {"cp": 40}  # largest default rank; of the other formats 10
+_LONGEST_CHAIN = 2000  # rows of a mode that 'auto' lets be smooth: they are gone through one after another
+_WORTH_A_PROGRAM = 1e7  # multiplications of a sweep that pay for compiling draws without covariances
 _LARGEST_BLOCK = 400  # most unknowns of one row's normal equations that 'auto' asks for
 
 
@@ -110,7 +122,7 @@ def smooth_cores(network: Network, smooth: Any) -> tuple[str, ...]:
     if isinstance(smooth, str):
         if smooth != "auto":
             raise ValueError(f"smooth is {smooth!r}; 'auto' or a tuple of modes (0, 1, ...) is needed")
-        return tuple(name for mode, name in lone.items() if network.shape[mode] > 2)
+        return tuple(name for mode, name in lone.items() if 2 < network.shape[mode] <= _LONGEST_CHAIN)
     wrong = [mode for mode in smooth if mode not in lone]
     if wrong:
         raise ValueError(f"smooth names modes {wrong}; this network can have {sorted(lone)} smooth")
@@ -129,12 +141,22 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
         plan.likelihood,
         effect_names(plan.likelihood, plan.effects, network.modes, len(given.shape)),
     )
-    start_key, warm_key, draw_key = jax.random.split(key, 3)
+    start_key, warm_key, grow_key, draw_key = jax.random.split(key, 4)
     how = MAP if plan.inference == "map" else VARIATIONAL
-    model, state = best_start(model, data, given, plan.warm_up, how, start_key)
-    model, state, ranks = warm_up(model, state, data, given, plan.warm_up, how, warm_key)
+    if starts_by_spectrum(model, given):
+        ranks = [dict(network.ranks)]
+        prior_of = default_prior if plan.prior is None else lambda _: model.prior
+        model, state = spectral_start(model, prior_of, given, values, plan.warm_up, start_key)
+        if plan.inference != "variational":
+            state, how = state._replace(covariances={}), MAP
+        state = settle(model, state, data, plan.warm_up, how, warm_key)
+    else:
+        model, state = best_start(model, data, given, plan.warm_up, how, start_key)
+        model, state, ranks = warm_up(model, state, data, given, plan.warm_up, how, warm_key)
+    model, state = grow(model, state, data, given, values, plan.warm_up, grow_key)
+    ranks.append(dict(model.network.ranks))
     if plan.inference == "gibbs":
-        state, trace = _draws(model, state, data, plan, draw_key)
+        state, trace = _draws(model, state, data, given, plan, draw_key)
     else:
         trace = _from_mean_field(state, plan.num_draws if plan.inference == "variational" else 1, draw_key, model)
     cores = {name: np.asarray(core) for name, core in trace.cores.items()}
@@ -195,10 +217,12 @@ def most_frequent_rank(posterior: dict[str, np.ndarray]) -> Any:
     return next(iter(modes.values())) if len(modes) == 1 else modes
 
 
-def _draws(model: Conjugate, state: State, data: Observations, plan: Plan, key) -> tuple[State, State]:
+def _draws(model: Conjugate, state: State, data: Observations, given: Observed, plan: Plan, key) -> tuple[State, State]:
     """Burn in and draw."""
     hold, traces = jnp.full(PORTION, model.discrete), []
     data = refreshed(model, state, data)  # and never while drawing
+    if isinstance(data, Entries) and work(model.network, given) > _WORTH_A_PROGRAM:
+        state = state._replace(covariances={})
     for keys in portions(key, plan.burn_in + plan.num_draws):
         state, trace = sweeps(model, keys, state, data, GIBBS, hold)
         traces.append(jax.tree.map(np.asarray, trace))

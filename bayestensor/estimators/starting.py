@@ -27,6 +27,7 @@ PORTION = 10  # sweeps of one call
 _MOST_STARTS = 16
 _WORTH_STARTS = 1e10  # multiplications that the starts may take together, a second or three
 _SETTLED = 1.05  # growth of the noise precision in one call below which the warm-up has arrived
+_FLAT = 0.999  # and no fall below this: where the prior has its way with the last dead slices, noise rises by a hair
 _NEARLY_EXACT = 1e5  # noise precision, 50 dB, above which split components are looked for
 _ALIKE = 0.2  # product of the cosines above which two components are tried as one; of random ones it is below 0.1
 _SWEEPS_LEFT = 200  # near enough: to settle, to burn in and to draw
@@ -36,7 +37,7 @@ _WORTH_A_CUT = 2e10  # multiplications saved that pay for compiling the smaller 
 def best_start(
     model: Conjugate, data: Observations, given: Observed, sweeps_each: int, how: How, key
 ) -> tuple[Conjugate, State]:
-    """Mean-field sweeps from as many random starts as are cheap; the one of the best `_score`."""
+    """Mean-field sweeps from as many random starts as are cheap; the one of the best `score`."""
     count = len(given.values)
     share = 0.0 if model.discrete else _WORTH_STARTS / (sweeps_each * work(model.network, given))  # no noise, no score
     first = _FIRST_DISCRETE if model.discrete else _FIRST_PRECISION
@@ -48,9 +49,9 @@ def best_start(
         for part, keys in enumerate(portions(warm_key, sweeps_each)):
             hold = jnp.full(PORTION, model.discrete) | (jnp.arange(PORTION) < _HELD - part * PORTION)
             state, _ = sweeps(model, keys, state, refreshed(model, state, data), how, hold)
-        score = _score(model, state, count)
-        if best is None or score < best[0]:
-            best = score, state
+        reached = score(model, state, count)
+        if best is None or reached < best[0]:
+            best = reached, state
     assert best is not None
     return model, best[1]
 
@@ -72,12 +73,12 @@ def warm_up(
     if model.discrete:
         state = state._replace(precision=jnp.ones_like(state.precision))
     key, settle_key = jax.random.split(key)
-    state = _settle(model, state, data, sweeps_each, how, settle_key)
+    state = settle(model, state, data, sweeps_each, how, settle_key)
     count = len(given.values)
     while (fewer := _merged(model, state, count)) is not None:
         key, trial_key = jax.random.split(key)
-        trial = _settle(model, fewer, data, sweeps_each, how, trial_key)
-        if _score(model, trial, count) >= _score(model, state, count):
+        trial = settle(model, fewer, data, sweeps_each, how, trial_key)
+        if score(model, trial, count) >= score(model, state, count):
             break
         state = trial
     return model, state, ranks
@@ -105,25 +106,25 @@ def _repeated(model: Conjugate, state: State, count: int) -> np.ndarray:
         unit = rows / np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
         alike *= np.abs(unit.T @ unit)
     stronger = (norm[None, :] > norm[:, None]) & (norm[:, None] > 0)
-    return (stronger & (alike > _ALIKE)).any(axis=1)
+    return np.any(stronger & (alike > _ALIKE), axis=1)
 
 
 def _component_rows(model: Conjugate, state: State) -> dict[str, np.ndarray]:
     return {name: np.asarray(to_rows(model.network, name, core)) for name, core in state.cores.items()}
 
 
-def _settle(model: Conjugate, state: State, data: Observations, sweeps_each: int, how: How, key) -> State:
+def settle(model: Conjugate, state: State, data: Observations, sweeps_each: int, how: How, key) -> State:
     """Sweeps until the noise no longer falls."""
     still = jnp.full(PORTION, model.discrete)
     for keys in portions(key, 2 * sweeps_each):
         before = float(state.precision)
         state, _ = sweeps(model, keys, state, refreshed(model, state, data), how, still)
-        if before <= float(state.precision) < _SETTLED * before:
+        if _FLAT * before <= float(state.precision) < _SETTLED * before:
             break
     return state
 
 
-def _score(model: Conjugate, state: State, count: int) -> float:
+def score(model: Conjugate, state: State, count: int) -> float:
     """Akaike's `n log(noise variance) + 2 parameters`, of the slices that stand out: the lower the better."""
     norms = standing_out(model.network, state.cores, float(seen_noise(model.network, state.precision, count)))
     size = model.network.resized({bond: max(1, int(np.sum(norm > 0))) for bond, norm in norms.items()}).num_parameters
