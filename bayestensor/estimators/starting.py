@@ -88,13 +88,13 @@ def _merged(model: Conjugate, state: State, count: int) -> State | None:
     """The state with fewer components, to be tried: those that repeat a stronger one cut; None where none does."""
     if model.discrete:
         return None
-    if is_joint(model.network) and (repeated := _repeated(model, state, count)).any():
-        cores = {name: jnp.where(repeated, 0, rows) for name, rows in _component_rows(model, state).items()}
+    if is_joint(model.network) and (doubles := repeated(model, state, count)).any():
+        cores = {name: jnp.where(doubles, 0, rows) for name, rows in _component_rows(model, state).items()}
         return state._replace(cores={name: from_rows(model.network, name, rows) for name, rows in cores.items()})
     return _without_weakest(model, state) if float(state.precision) > _NEARLY_EXACT else None
 
 
-def _repeated(model: Conjugate, state: State, count: int) -> np.ndarray:
+def repeated(model: Conjugate, state: State, count: int) -> np.ndarray:
     """Which living components of CP point the way of a stronger one: `product over modes of |cosine| > 0.2`, [r].
 
     Sweeps share a component out over two such for hundreds of sweeps, before the prior has its way.

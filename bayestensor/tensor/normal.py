@@ -25,7 +25,7 @@ from bayestensor.tensor.network import Core, Factored, Network
 from bayestensor.typing import Array, Float, Int
 
 _WIDTH = 16  # entries of one mode index that share a matrix product; a group is filled up to a multiple of it
-_BLOCK = 1 << 20  # numbers of one block of gathered design rows, 8 MB in float64
+_BLOCK = 1 << 17  # numbers of one block of gathered design rows, 1 MB in float64: they stay in the cache
 
 
 @jax.tree_util.register_dataclass
@@ -182,7 +182,8 @@ def _from_entries(network, cores, name, data, covariances):
     q, p = row_shape(network, name)
     others = [c for c in network.cores if c.name != name]
     places, groups = data.places[name], data.groups[name]
-    weight, target = (jnp.append(x, jnp.zeros(1, x.dtype)) for x in (data.weight, data.target))
+    coords = jnp.pad(data.coords, ((0, 1), (0, 0)))  # the place after the last: weight 0
+    told = jnp.pad(jnp.stack([data.weight, data.target], axis=1), ((0, 1), (0, 0)))  # together: one line of memory
     per_block = max(1, min(len(places), _BLOCK // (_WIDTH * p * (1 if covariances is None else p))))
     fill = -len(places) % per_block
     places = jnp.pad(places, ((0, fill), (0, 0)), constant_values=len(data.weight))
@@ -193,8 +194,8 @@ def _from_entries(network, cores, name, data, covariances):
     def block(carry, chunk):
         place, group = chunk
         flat = place.reshape(-1)
-        at = {leg: data.coords[jnp.minimum(flat, len(data.coords) - 1), k] for k, leg in enumerate(network.modes)}
-        w, t = weight[place][..., None], target[place][..., None]
+        at = dict(zip(network.modes, coords[flat].T, strict=True))
+        w, t = jnp.split(told[place], 2, axis=-1)
         if tables is not None:  # CP: products of rows, in a quarter of the time of the general contraction
             rows, pairs = (_product([table[at[leg]] for leg, table in kind.items()]) for kind in tables)
         else:
