@@ -53,7 +53,7 @@ def test_a_component_that_the_start_lacks_is_born(rank):
     model, state, data, given, values = known_factors(rank, [0, 2])
     state = settle(model, state, data, 10, VARIATIONAL, jax.random.key(1))
     assert living(model, state, given) == 2
-    model, state = grow(model, state, data, given, values, 20, jax.random.key(0))
+    model, state = grow(model, state, data, given, values, 20, True, jax.random.key(0))
     assert living(model, state, given) == 3
     assert model.network.ranks == {"rank": 3}
     assert float(state.precision) ** -0.5 == pytest.approx(NOISE, rel=0.2)  # 480 entries less 90 numbers

@@ -12,7 +12,7 @@ import numpy as np
 
 from bayestensor.estimators.inputs import Observed
 from bayestensor.estimators.spectral import compressed
-from bayestensor.estimators.starting import best_start, score, seen_noise, settle, standing_out, warm_up, work
+from bayestensor.estimators.starting import best_starts, score, seen_noise, settle, settled, standing_out, work
 from bayestensor.models.conjugate import MAP, VARIATIONAL, Conjugate, State
 from bayestensor.models.effects import CONSTANT
 from bayestensor.priors.base import ScalePrior
@@ -62,8 +62,8 @@ def spectral_start(
     whole = Observed(small.core.shape, np.argwhere(np.ones(small.core.shape, bool)), small.core.reshape(-1) / size)
     data = Grid.build(small.core / size, np.ones(small.core.shape, bool))
     start_key, warm_key = jax.random.split(key)
-    inner, state = best_start(inner, data, whole, sweeps_each, VARIATIONAL, start_key)
-    inner, state, _ = warm_up(inner, state, data, whole, sweeps_each, VARIATIONAL, warm_key)
+    state = best_starts(inner, data, whole, sweeps_each, VARIATIONAL, 1, start_key)[0]
+    state = settled(inner, state, data, whole, sweeps_each, VARIATIONAL, warm_key)
     noise = float(seen_noise(inner.network, state.precision, len(whole.values)))
     norms = standing_out(inner.network, state.cores, noise)
     kept = {bond: _or_largest(norm) for bond, norm in norms.items()}
@@ -80,11 +80,18 @@ def spectral_start(
 
 
 def grow(
-    model: Conjugate, state: State, data: Observations, given: Observed, values: np.ndarray, sweeps_each: int, key
+    model: Conjugate,
+    state: State,
+    data: Observations,
+    given: Observed,
+    values: np.ndarray,
+    sweeps_each: int,
+    widen: bool,
+    key,
 ) -> tuple[Conjugate, State]:
     """Components of CP born, one after another, as long as the residual has one that stands out and `score` falls.
 
-    A newborn takes the place of a dead one, or is one more where all live.
+    A newborn takes the place of a dead one, or, where all live and `widen` allows it, is one more.
     """
     if model.likelihood != "gaussian" or not is_joint(model.network):
         return model, state
@@ -92,6 +99,8 @@ def grow(
     while (newborn := leading(model, state, given, values)) is not None:
         key, settle_key = jax.random.split(key)
         larger, trial = with_component(model, state, newborn, count)
+        if larger.network != model.network and not widen:
+            break
         trial = settle(larger, trial, data, sweeps_each, how, settle_key)
         if score(larger, trial, count) >= score(model, state, count):
             break

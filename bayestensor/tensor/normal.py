@@ -201,7 +201,8 @@ def _from_entries(network, cores, name, data, covariances):
         else:
             rows = _at(network, _fill(network, cores, others, bonds), at, bonds)
             double = (*bonds, *map(_primed, bonds))
-            pairs = _at(network, _pairs(network, cores, others, bonds, covariances), at, double)
+            terms = [] if covariances is None else _pairs(network, cores, others, bonds, covariances)
+            pairs = _at(network, terms, at, double) if terms else rows
         rows = rows.reshape(*place.shape, p)
         if covariances is None:
             both = jnp.matmul(rows.mT, jnp.concatenate([rows * w, t], axis=-1)).reshape(len(group), -1)
