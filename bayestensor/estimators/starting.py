@@ -126,7 +126,7 @@ def _repeated(model: Conjugate, state: State, count: int) -> np.ndarray:
         unit = rows / np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
         alike *= np.abs(unit.T @ unit)
     stronger = (norm[None, :] > norm[:, None]) & (norm[:, None] > 0)
-    return (stronger & (alike > _ALIKE)).any(axis=1)
+    return np.asarray((stronger & (alike > _ALIKE)).any(axis=1))
 
 
 def _component_rows(model: Conjugate, state: State) -> dict[str, np.ndarray]:
