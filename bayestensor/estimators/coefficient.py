@@ -28,7 +28,7 @@ from bayestensor.typing import Array, Bool, Float
 
 INFERENCE = ("gibbs", "map")
 _WIDEST = {"cp": 8}  # largest default rank; of the other formats 5
-_WARM = 2**31  # portions of the warm-up are numbered from here: their keys are their own
+_WARM, _BURNT = 2**31, 2**30  # portions of the warm-up, and of chains that go on from it, are numbered from here
 _R_HAT = 1.05  # above this chains have not come together
 _LARGEST_BLOCK = 150  # most bond indices of a core that 'auto' asks for
 _LARGEST_SYSTEM = 1500  # most unknowns or rows, whichever are fewer, of a core's equations that 'auto' asks for
@@ -157,30 +157,29 @@ def starts(model: Coefficient, chains: int, seed: int) -> CoefficientState:
 
 
 def warmed_up(estimator: Any, sweeps: Any, seed: int, states: Any, alone: Any) -> Any:
-    """States after half as many sweeps as the burn-in has on data without a remainder, where there is one.
+    """States after half as many sweeps as the burn-in has on data `alone`, without a remainder.
 
     Else the remainder takes what there is in the first sweeps, and the low rank finds nothing left to grow on.
     """
-    if estimator.remainder is None:
-        return states
     draw = 1.0 if estimator.inference == "gibbs" else 0.0
     for part in range(-(-estimator.burn_in // (2 * PORTION))):
         states, _ = sweeps(np.uint32(seed), np.uint32(_WARM + part), states, alone, draw)
     return states
 
 
-def run_chains(estimator: Any, sweeps: Any, seed: int, states: Any, data: Any) -> Any:
-    """Burn in and draw, a portion of sweeps a call: the kept states [chain, draw, ...] as NumPy arrays.
+def run_chains(estimator: Any, sweeps: Any, seed: int, states: Any, data: Any, burnt: bool = False) -> Any:
+    """Burn in (unless `burnt`) and draw, a portion of sweeps a call: the kept states [chain, draw, ...] in NumPy.
 
     Raises:
         FloatingPointError: a state that is not finite.
     """
     gibbs = estimator.inference == "gibbs"
     kept = estimator.num_draws if gibbs else 1
-    portions = -(-(estimator.burn_in + kept) // PORTION)
+    portions = -(-((0 if burnt else estimator.burn_in) + kept) // PORTION)
     traces = []
     for part in range(portions):
-        states, trace = sweeps(np.uint32(seed), np.uint32(part), states, data, 1.0 if gibbs else 0.0)
+        own = np.uint32(part + (_BURNT if burnt else 0))
+        states, trace = sweeps(np.uint32(seed), own, states, data, 1.0 if gibbs else 0.0)
         if (portions - part - 1) * PORTION < kept:
             traces.append(jax.tree.map(np.asarray, trace))
     trace = jax.tree.map(lambda *a: np.concatenate(a, axis=1)[:, -kept:], *traces)

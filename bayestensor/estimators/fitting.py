@@ -1,4 +1,4 @@
-"""The closed-form fit behind the estimators: a warm-up that finds basin and rank, then draws."""
+"""The closed-form fit behind the estimators: a warm-up that finds basins and ranks, then draws from each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.estimators.inputs import Observed
-from bayestensor.estimators.starting import PORTION, best_start, portions, seen_noise, standing_out, warm_up
+from bayestensor.estimators.starting import PORTION, best_starts, cut, portions, seen_noise, settled, standing_out, work
 from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, State, refreshed, sweeps
 from bayestensor.models.effects import effect_names
 from bayestensor.priors import InverseGamma
@@ -24,6 +24,8 @@ from bayestensor.typing import Array, Key
 
 _WIDEST = {"cp": 40}  # largest default rank; of the other formats 10
 _LARGEST_BLOCK = 400  # most unknowns of one row's normal equations that 'auto' asks for
+_MOST_CHAINS = 4
+_WORTH_CHAINS = 2e11  # multiplications that the chains may take together, some twenty seconds
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,14 @@ class Plan:
     num_draws: int
     burn_in: int
     warm_up: int
+    chains: Any = "auto"
     likelihood: str = "gaussian"
     effects: Any = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What a fit leaves: network, cores and effects [chain, draw, ...], noise precision and ranks by draw."""
+    """What a fit leaves: network, cores, effects and noise precision [chain, draw, ...], ranks by draw."""
 
     network: Network
     cores: dict[str, np.ndarray]
@@ -118,7 +121,7 @@ def smooth_cores(network: Network, smooth: Any) -> tuple[str, ...]:
 
 
 def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan: Plan, key: Key[Array, ""]) -> Fit:
-    """Find basin and rank by mean-field sweeps from several starts, cut dead slices, then draw."""
+    """Find basins and ranks by mean-field sweeps from several starts, cut dead slices, then draw from each."""
     began = time.perf_counter()
     data = observations(network, given, values)
     model = Conjugate(
@@ -129,30 +132,41 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
         plan.likelihood,
         effect_names(plan.likelihood, plan.effects, network.modes, len(given.shape)),
     )
-    start_key, warm_key, draw_key = jax.random.split(key, 3)
+    start_key, key = jax.random.split(key)
     how = MAP if plan.inference == "map" else VARIATIONAL
-    model, state = best_start(model, data, given, plan.warm_up, how, start_key)
-    model, state, ranks = warm_up(model, state, data, given, plan.warm_up, how, warm_key)
-    if plan.inference == "gibbs":
-        state, trace = _draws(model, state, data, plan, draw_key)
-    else:
-        trace = _from_mean_field(state, plan.num_draws if plan.inference == "variational" else 1, draw_key, model)
-    cores = {name: np.asarray(core) for name, core in trace.cores.items()}
+    chains = default_chains(network, given, plan) if plan.chains == "auto" else plan.chains
+    if plan.inference != "gibbs":
+        chains = 1
+    states = best_starts(model, data, given, plan.warm_up, how, chains, start_key)
+    ranks = [dict(model.network.ranks)]
+    model, states = cut(model, states, given)
+    if model.network.ranks != ranks[0]:
+        ranks.append(dict(model.network.ranks))
+    traces = []
+    for chain_key, state in zip(jax.random.split(key, len(states)), states, strict=True):
+        warm_key, draw_key = jax.random.split(chain_key)
+        state = settled(model, state, data, given, plan.warm_up, how, warm_key)
+        if plan.inference == "gibbs":
+            traces.append(_draws(model, state, data, plan, -(-plan.num_draws // len(states)), draw_key))
+        else:
+            n = plan.num_draws if plan.inference == "variational" else 1
+            traces.append(_from_mean_field(state, n, draw_key, model))
+    trace = jax.tree.map(lambda *draws: np.stack(draws), *traces)
+    cores = trace.cores
     if not all(np.isfinite(core).all() for core in cores.values()):
         raise FloatingPointError("the fit is not finite: rescale the data, or choose a smaller max_rank")
     diagnostics = {
         "seconds": time.perf_counter() - began,
         "ranks": ranks,
-        "correlations": {name: np.mean(rho, axis=0) for name, rho in trace.correlations.items()},
+        "correlations": {name: np.mean(rho, axis=(0, 1)) for name, rho in trace.correlations.items()},
     }
-    precision = np.asarray(trace.precision)
-    told = precision
+    told = trace.precision.reshape(-1)
     if model.discrete:  # what an entry tells of its log odds or log rate, at the mean
         mean = values.mean()
-        told = np.full(len(precision), max(mean if plan.likelihood == "poisson" else mean * (1 - mean), 1e-6))
-    shares = rank_shares(model.network, cores, seen_noise(model.network, told, len(given.values)))
-    effects = {name: np.asarray(value)[None] for name, value in trace.effects.values.items()}
-    return Fit(model.network, {k: v[None] for k, v in cores.items()}, effects, precision, shares, diagnostics)
+        told = np.full(len(told), max(mean if plan.likelihood == "poisson" else mean * (1 - mean), 1e-6))
+    flat = {name: core.reshape(-1, *core.shape[2:]) for name, core in cores.items()}
+    shares = rank_shares(model.network, flat, seen_noise(model.network, told, len(given.values)))
+    return Fit(model.network, cores, trace.effects.values, trace.precision, shares, diagnostics)
 
 
 def observations(network: Network, given: Observed, values: np.ndarray) -> Observations:
@@ -195,14 +209,20 @@ def most_frequent_rank(posterior: dict[str, np.ndarray]) -> Any:
     return next(iter(modes.values())) if len(modes) == 1 else modes
 
 
-def _draws(model: Conjugate, state: State, data: Observations, plan: Plan, key) -> tuple[State, State]:
-    """Burn in and draw."""
+def default_chains(network: Network, given: Observed, plan: Plan) -> int:
+    """As many as take some seconds, at most four: basins differ, and their mixture predicts better than the best."""
+    sweeps_each = 2 * plan.warm_up + plan.burn_in
+    return max(1, min(_MOST_CHAINS, int(_WORTH_CHAINS / (sweeps_each * work(network, given)))))
+
+
+def _draws(model: Conjugate, state: State, data: Observations, plan: Plan, count: int, key) -> State:
+    """Burn in and draw: `count` states without covariances."""
     hold, traces = jnp.full(PORTION, model.discrete), []
     data = refreshed(model, state, data)  # and never while drawing
-    for keys in portions(key, plan.burn_in + plan.num_draws):
+    for keys in portions(key, plan.burn_in + count):
         state, trace = sweeps(model, keys, state, data, GIBBS, hold)
         traces.append(jax.tree.map(np.asarray, trace))
-    return state, jax.tree.map(lambda *a: np.concatenate(a)[plan.burn_in :][: plan.num_draws], *traces)
+    return jax.tree.map(lambda *a: np.concatenate(a)[plan.burn_in :][:count], *traces)
 
 
 def _from_mean_field(state: State, n: int, key, model: Conjugate) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -61,6 +62,7 @@ def interact(
     frozen: tuple[Scalar, list[Array]] | None = None,
     temperature: float | Scalar = 1.0,
     several_modes: bool = False,
+    least: float | Scalar = 0.0,
 ) -> Interaction:
     """The RBF direction (Liu and Wang 2016) of every group, by two matrix products:
 
@@ -78,6 +80,8 @@ def interact(
         temperature: T.
         several_modes: the median is of every particle's least distance instead: that over pairs would be the distance
             of modes, and particles of one mode would move as one.
+        least: h^2 is not below it, nor below the rounding of squared positions: particles that coincide would be thrown
+            apart by the rounding of their mean over h^2.
     """
     x, tree = jax.tree.flatten(particles)
     n = x[0].shape[0]
@@ -89,7 +93,7 @@ def interact(
         fixed = None if frozen is None else (frozen[0], frozen[1][number])
         parts = [[column[i] for i in group] for column in table if column]
         run = _one_group if isinstance(kernel, str) else _blocks(kernel)
-        *moved, width, mass = run(parts, fixed, temperature, _nearest_rule if several_modes else _median_rule)
+        *moved, width, mass = run(parts, fixed, temperature, partial(_width, least, several_modes))
         for result, values in zip((drift, noise), moved, strict=False):
             for i, value in zip(group, values, strict=True):
                 result[i] = value.reshape(x[i].shape)
@@ -107,11 +111,14 @@ def affine(
 
         drift_i = C g_i + T (d + 1) / n (x_i - mean x)            C = 1/n sum_j (x_j - mean x)(x_j - mean x)^T
         noise_i = n^(-1/2) sum_j xi_ij (x_j - mean x)
-        rate = |(g_i . (x_j - mean x))_ij| / n                      Frobenius norm
+        rate = |A| + |A - A^T|^2 / 2                              A_ij = (g_i - mean g) . (x_j - mean x) / n
 
     Directions in which the particles spread far are swept in long strides, so that the time to mix does not depend on
-    the condition number. On a Gaussian of precision H the rate bounds the eigenvalues of C H: a step e is stable where
-    e rate < 2. Two matrix products, [n, d] memory.
+    the condition number. On a Gaussian of precision H |A| bounds the eigenvalues of C H: a step e is stable where
+    e rate < 2. There A is symmetric, however the particles lie. Elsewhere it is not: with several modes (a tensor's
+    slices in another order are one) C spans the gaps between them and a stride sweeps a particle off its own. With x_i
+    drawn independently `|A|^2 = tr(C mean g g^T)`, which bounds what C H can be, and half of it is antisymmetric. Two
+    matrix products, [n, d] memory.
     """
     x, tree = jax.tree.flatten(particles)
     n, d = x[0].shape[0], sum(x.size for x in x) // x[0].shape[0]
@@ -120,7 +127,9 @@ def affine(
     pull = inner / n + temperature * (d + 1) / n * jnp.eye(n, dtype=inner.dtype)
     shapes = [x.shape for x in jax.tree.leaves(particles)]
     drift, noise = ([(w @ x).reshape(s) for x, s in zip(x, shapes, strict=True)] for w in (pull, xi / n**0.5))
-    return jax.tree.unflatten(tree, drift), jax.tree.unflatten(tree, noise), jnp.sqrt((inner**2).sum()) / n
+    a = (inner - inner.mean(0)) / n
+    rate = jnp.sqrt((a**2).sum()) + ((a - a.T) ** 2).sum() / 2
+    return jax.tree.unflatten(tree, drift), jax.tree.unflatten(tree, noise), rate
 
 
 def _one_group(
@@ -131,7 +140,12 @@ def _one_group(
     gram = sum(_gram(x, m) for x, m in zip(parts[0], means, strict=True))
     square = jnp.diag(gram)
     distance = jnp.maximum(square[:, None] + square[None, :] - 2 * gram, 0.0)
-    h2 = rule(distance) if fixed is None else jax.lax.cond(fixed[0], lambda _: fixed[1], rule, distance)
+    size = sum(jnp.vdot(m, m) for m in means)
+    h2 = (
+        rule(distance, square, size)
+        if fixed is None
+        else jax.lax.cond(fixed[0], lambda *_: fixed[1], rule, distance, square, size)
+    )
     k = jnp.exp(-distance / (2 * h2))
     k = k.at[jnp.diag_indices_from(k)].set(1.0)
     rows = k.sum(1, keepdims=True)
@@ -186,19 +200,16 @@ def _blocks(size: int):
     return run
 
 
-def _median_rule(distance: Float[Array, "n n"]) -> Scalar:
+def _width(
+    least: float | Scalar, several_modes: bool, distance: Float[Array, "n n"], square: Float[Array, "n"], size: Scalar
+) -> Scalar:
+    """h^2 by the median rule, from squared distances of pairs, from the mean, and of the mean from 0."""
     n = distance.shape[0]
-    return _width(distance[jnp.triu_indices(n, 1)], n)
-
-
-def _nearest_rule(distance: Float[Array, "n n"]) -> Scalar:
-    n = distance.shape[0]
-    return _width(jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distance).min(1), n)
-
-
-def _width(squares: Float[Array, "*"], n: int) -> Scalar:
-    smallest = jnp.finfo(squares.dtype).tiny ** 0.5
-    return jnp.maximum(jnp.median(squares) / (2 * jnp.log(n + 1)), smallest)
+    nearest = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distance).min(1)
+    squares = nearest if several_modes else distance[jnp.triu_indices(n, 1)]
+    about = jnp.finfo(squares.dtype)
+    rounding = about.eps * (square.max() + size) + about.tiny**0.5
+    return jnp.maximum(jnp.median(squares) / (2 * jnp.log(n + 1)), jnp.maximum(rounding, least))
 
 
 def per_leaf(members: list[list[int]], kernel: Kernel, values: list[Array], like: Position) -> Position:

@@ -228,7 +228,8 @@ def svgd(
         g = jax.tree.map(lambda g, s: jnp.clip(g * s, -1 / step_size, 1 / step_size), each.gradient, state.scale)
         left = temperature * jnp.maximum(1 - mean_over_coordinates(share), 0.0)  # the batches bring the rest
         frozen = (~adapting, state.bandwidth) if burn_in else None
-        now = interact(members, kernel, z, g, normals(xi_key, z), frozen, left, several_modes)
+        least = step_size * left  # narrower than a step's own noise, particles would be driven past each other
+        now = interact(members, kernel, z, g, normals(xi_key, z), frozen, left, several_modes, least)
         mass = jax.tree.map(lambda a, b: jnp.where(adapting | (burn_in == 0), a, b), now.mass, state.mass)
         mass = per_leaf(members, kernel, mass, state.scale)
         *swept, rate = affine(z, g, normals(sweep_key, jnp.zeros((n, n), each.log_density.dtype)), left)
