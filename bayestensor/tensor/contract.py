@@ -175,7 +175,6 @@ def _tables(tensor: Factored, most: int) -> list[Term]:
     """
     size, rows = tensor.network.size, tensor.network.rows
     terms = _core_terms(tensor)
-
     width = tensor.network.matrix_shape[1]
 
     def gathered(legs: Sequence[str]) -> int:

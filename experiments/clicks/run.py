@@ -1,6 +1,6 @@
 """A DLRM on made-up clicks of low-rank truth: dense tables, and tables in three formats, whose ranks fall.
 
-python experiments/clicks/run.py [--formats dense tensor_train ...] [--seeds 0 ...] [--rows 30000]
+python experiments/clicks/run.py [--formats dense tensor_train ...] [--seeds 0 ...] [--rows 240000]
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from bayestensor.models.likelihoods import Bernoulli
 TABLES, MODES, FEATURES, TRUE_RANK = 8, (16, 16), 4, 2
 RANK, SIGNAL = 6, 3.0
 EPOCHS, BATCH = 12, 250
-RATES = {"dense": 1e-3}
-RATE = 1e-2  # of every format
+RATE = 1e-2
 
 
 def data_of(seed: int, rows: int) -> tuple[Clicks, int]:
@@ -39,7 +38,7 @@ def row(format: str, seed: int, options) -> dict:
     model = dlrm(13, data.sizes, FEATURES, format=format, rank=RANK, order=2, least=100, rngs=nnx.Rngs(seed))
     x, y, x_test, y_test = data.x[:kept], data.y[:kept], data.x[kept:], data.y[kept:]
     epochs = options.epochs
-    schedule = optax.cosine_decay_schedule(RATES.get(format, RATE), epochs * (kept // BATCH))
+    schedule = optax.cosine_decay_schedule(RATE, epochs * (kept // BATCH))
     ends: list[float] = []
     fit = bt.fit_map(
         model,
@@ -86,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--formats", nargs="+", default=["dense", "tensor_train", "tt_matrix", "cp"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--rows", type=int, default=30_000)
+    parser.add_argument("--rows", type=int, default=240_000)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.jsonl"))
