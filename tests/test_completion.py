@@ -160,6 +160,9 @@ def problem():
 def test_completion_finds_tensor_noise_and_interval(problem):
     truth, noisy, observed, _, fit = problem
     hidden = ~observed
+    precision = fit.draws_.stats["precision"]  # of 480 entries: 0.065 of itself a draw, and chains that share no draw
+    assert precision.shape == (4, 10) and len(np.unique(precision)) == 40
+    assert np.ptp(precision.mean(1)) < 0.3 * precision.mean()
     assert np.linalg.norm((fit.predict() - truth)[hidden]) < 0.08 * np.linalg.norm(truth[hidden])
     assert 0.08 < fit.noise_ < 0.12
     lower, upper = fit.predict_interval(0.9)
@@ -176,7 +179,7 @@ def test_an_exact_tensor_is_solved_and_its_rank_not_split(seed):
     truth = np.einsum("ir,jr,kr->ijk", *(rng.normal(size=(10, 3)) for _ in range(3)))
     holed = np.where(rng.random(truth.shape) < 0.3, truth, np.nan)
     fit = TensorCompletion(max_rank=5, smooth=(), num_draws=10, burn_in=0, random_state=seed).fit(holed)
-    assert fit.rank_ == 3
+    assert fit.rank_ == 3 and fit.draws_.shape == (1, 10)  # nothing uncertain to have several chains for
     assert np.linalg.norm(fit.predict() - truth) < 1e-4 * np.linalg.norm(truth)
 
 
@@ -185,7 +188,7 @@ def test_intervals_and_scores_are_those_of_the_mixture_of_draws(problem):
     from scipy.stats import norm
 
     _, noisy, _, _, fit = problem
-    draws, noise = fit.sample(40), fit.draws_.stats["precision"][0] ** -0.5 * fit.scale_
+    draws, noise = fit.sample(40), fit.draws_.stats["precision"].reshape(-1) ** -0.5 * fit.scale_
     noise = noise[:, None, None, None]
     for end, p in zip(fit.predict_interval(0.8), (0.1, 0.9), strict=True):
         np.testing.assert_allclose(norm.cdf(end, draws, noise).mean(0), p, atol=2e-6)
@@ -249,6 +252,7 @@ def test_bad_inputs_are_named(case):
         ("likelihood", "normal"),
         ("format", "cpd"),
         ("num_draws", 0),
+        ("chains", 0),
         ("smooth", "yes"),
         ("effects", "all"),
         ("effects", (0, 5)),

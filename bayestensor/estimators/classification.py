@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from bayestensor.estimators.coefficient import (
     run_chains,
     standing_out,
     starts,
+    warmed_up,
 )
 from bayestensor.estimators.covariates import (
     covariate_units,
@@ -134,8 +136,11 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         seed, chains = seed_of(self.random_state), self.chains if self.inference == "gibbs" else 1
         k = data.kappa.size // len(data.kappa)
         zeros = (np.zeros((chains, k)), np.zeros((chains, data.basis.shape[1], k)), np.ones((chains, k)))
-        first = LogisticState(starts(model, chains, seed), *map(jnp.asarray, zeros))
-        return run_chains(self, partial(sweeps, model), seed, first, data)
+        rest = tuple(map(jnp.asarray, zeros))
+        alone = replace(data, basis=jnp.zeros_like(data.basis))
+        first = warmed_up(self, partial(sweeps, model), seed, LogisticState(starts(model, chains, seed), *rest), alone)
+        first = first._replace(z=rest[1], ratio=rest[2])
+        return run_chains(self, partial(sweeps, model), seed, first, data, self.burn_in, self.num_draws)
 
     def _summarise(self, trace: LogisticState, cols: tuple[int, ...], counted: Any, fitted: np.ndarray) -> None:
         cores = self.draws_.flat()["cores"]

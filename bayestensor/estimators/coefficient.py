@@ -157,30 +157,33 @@ def starts(model: Coefficient, chains: int, seed: int) -> CoefficientState:
 
 
 def warmed_up(estimator: Any, sweeps: Any, seed: int, states: Any, alone: Any) -> Any:
-    """States after half as many sweeps as the burn-in has on data without a remainder, where there is one.
+    """States after half as many sweeps as the burn-in has on data `alone`, without a remainder.
 
     Else the remainder takes what there is in the first sweeps, and the low rank finds nothing left to grow on.
     """
-    if estimator.remainder is None:
-        return states
     draw = 1.0 if estimator.inference == "gibbs" else 0.0
     for part in range(-(-estimator.burn_in // (2 * PORTION))):
         states, _ = sweeps(np.uint32(seed), np.uint32(_WARM + part), states, alone, draw)
     return states
 
 
-def run_chains(estimator: Any, sweeps: Any, seed: int, states: Any, data: Any) -> Any:
+def run_chains(
+    estimator: Any, sweeps: Any, seed: int, states: Any, data: Any, burn_in: int, draws: int, first: int = 0
+) -> Any:
     """Burn in and draw, a portion of sweeps a call: the kept states [chain, draw, ...] as NumPy arrays.
+
+    Portions are numbered from `first`, for keys of their own. Of a mode the last state alone is kept.
 
     Raises:
         FloatingPointError: a state that is not finite.
     """
     gibbs = estimator.inference == "gibbs"
-    kept = estimator.num_draws if gibbs else 1
-    portions = -(-(estimator.burn_in + kept) // PORTION)
+    kept = draws if gibbs else 1
+    portions = -(-(burn_in + kept) // PORTION)
     traces = []
     for part in range(portions):
-        states, trace = sweeps(np.uint32(seed), np.uint32(part), states, data, 1.0 if gibbs else 0.0)
+        own = np.uint32(first + part)
+        states, trace = sweeps(np.uint32(seed), own, states, data, 1.0 if gibbs else 0.0)
         if (portions - part - 1) * PORTION < kept:
             traces.append(jax.tree.map(np.asarray, trace))
     trace = jax.tree.map(lambda *a: np.concatenate(a, axis=1)[:, -kept:], *traces)

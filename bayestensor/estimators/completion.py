@@ -48,7 +48,9 @@ class TensorCompletion(BaseEstimator):
         conformal_by: what is left out: 'random' entries, or whole fibres along a mode (its number).
         inference: 'gibbs' (draws, the only one whose intervals hold the whole posterior), 'variational' (mean field:
             quick, its intervals too narrow), 'map' (no uncertainty but the noise).
-        num_draws, burn_in: Gibbs sweeps that are kept, and before that dropped.
+        num_draws, burn_in: Gibbs sweeps that are kept, of all chains together, and of each before that dropped.
+        chains: Gibbs chains, each from a start of its own (fewer where other starts are much worse than the best);
+            'auto' for up to four, where they are cheap.
         warm_up: mean-field sweeps that find the basin and the rank.
         random_state: a seed or a `numpy.random.RandomState`.
 
@@ -56,7 +58,7 @@ class TensorCompletion(BaseEstimator):
         rank_: the most frequent rank, an int for one bond, else bond -> int. A rank counts the indices whose part of
             the tensor is above 1e-3 of it and stands out from the noise (see `estimators.fitting`).
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
-        factors_: core name -> array, of the last draw (of the mean, for 'variational' and 'map').
+        factors_: core name -> array, of the first chain's last draw (of the mean, for 'variational' and 'map').
         noise_: posterior mean of the noise's scale (its standard deviation for 'gaussian'), in the units of the data.
         effects_: mode -> posterior mean of its offsets, and 'constant', in the data's units (or log odds, log rates).
         residuals_: with `conformal`, `|y - mean| / sd` of the entries left out, ascending.
@@ -76,7 +78,8 @@ class TensorCompletion(BaseEstimator):
         conformal_by: Any = "random",
         inference: str = "gibbs",
         num_draws: int = 100,
-        burn_in: int = 30,
+        burn_in: int = 60,
+        chains: Any = "auto",
         warm_up: int = 60,
         random_state: Any = None,
     ):
@@ -91,6 +94,7 @@ class TensorCompletion(BaseEstimator):
         self.inference = inference
         self.num_draws = num_draws
         self.burn_in = burn_in
+        self.chains = chains
         self.warm_up = warm_up
         self.random_state = random_state
 
@@ -126,15 +130,15 @@ class TensorCompletion(BaseEstimator):
         discrete = self.likelihood in DISCRETE
         self.scale_ = 1.0 if discrete else _root_mean_square(given.values)
         network = default_network(self.format_, given.shape, len(given.values), self.max_rank)
-        sizes = self.num_draws, self.burn_in, self.warm_up
+        sizes = self.num_draws, self.burn_in, self.warm_up, self.chains
         plan = Plan(self.prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects)
         with jax.enable_x64(True):
             fit = closed_form_fit(network, given, given.values / self.scale_, plan, jax.random.key(seed))
         self._given = given
         self.network_ = fit.network
-        self.draws_ = Draws({"cores": fit.cores, "effects": fit.effects}, {"precision": fit.precision[None]})
+        self.draws_ = Draws({"cores": fit.cores, "effects": fit.effects}, {"precision": fit.precision})
         self.factors_ = {name: core[0, -1] for name, core in fit.cores.items()}
-        self.effects_ = {name: row[0].mean(axis=0) * self.scale_ for name, row in fit.effects.items()}
+        self.effects_ = {name: row.mean(axis=(0, 1)) * self.scale_ for name, row in fit.effects.items()}
         self.noise_ = math.nan if discrete else math.sqrt(noise_variance(fit.precision)) * self.scale_
         self.rank_posterior_ = fit.rank_posterior
         self.rank_ = most_frequent_rank(fit.rank_posterior)
@@ -208,9 +212,8 @@ class TensorCompletion(BaseEstimator):
 
     def _posterior(self, X: Any) -> tuple[Posterior, np.ndarray | None]:
         check_is_fitted(self)
-        cores, effects = ({k: v[0] for k, v in self.draws_.positions[kind].items()} for kind in ("cores", "effects"))
-        noise = self.draws_.stats["precision"][0] ** -0.5
-        posterior = Posterior(self.network_, cores, effects, noise, self._given.shape, self.likelihood)
+        flat, noise = self.draws_.flat(), self.draws_.stats["precision"].reshape(-1) ** -0.5
+        posterior = Posterior(self.network_, flat["cores"], flat["effects"], noise, self._given.shape, self.likelihood)
         return posterior, None if X is None else inputs.coordinates(X, self._given)
 
     def _held(self, X: Any, y: Any) -> tuple[Posterior, inputs.Observed]:
@@ -237,8 +240,10 @@ class TensorCompletion(BaseEstimator):
             raise ValueError(f"conformal is {share!r}; a share from 0 to below 1 is needed")
         if share and self.likelihood == "bernoulli":
             raise ValueError("conformal is for values and counts; intervals of 'bernoulli' are of probabilities")
-        for name, least in (("num_draws", 2), ("burn_in", 0), ("warm_up", 1)):
+        for name, least in (("num_draws", 2), ("burn_in", 0), ("warm_up", 1), ("chains", 1)):
             value = getattr(self, name)
+            if name == "chains" and value == "auto":
+                continue
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise ValueError(f"{name} is {value!r}; a whole number of at least {least} is needed")
 

@@ -152,9 +152,9 @@ def autoregressions(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return np.stack(roots), np.stack(inverses), np.log([np.diagonal(root) for root in roots]).sum(axis=1)
 
 
-def filled(array: np.ndarray, axes: tuple[int, ...] = (0,)) -> np.ndarray:
-    """Zeros added up to a multiple of 32: inert data, so that folds of nearly one size share a compiled program."""
-    widths = [(0, _rounded(n, 32) - n if k in axes else 0) for k, n in enumerate(array.shape)]
+def filled(array: np.ndarray, axes: tuple[int, ...] = (0,), step: int = 32) -> np.ndarray:
+    """Zeros added up to a multiple of `step`: inert data, so that folds of nearly one size share a compiled program."""
+    widths = [(0, _rounded(n, step) - n if k in axes else 0) for k, n in enumerate(array.shape)]
     return np.pad(array, widths)
 
 

@@ -37,18 +37,21 @@ from bayestensor.estimators.covariates import (
     seed_of,
 )
 from bayestensor.estimators.fitting import most_frequent_rank
+from bayestensor.estimators.left_out import left_out_density
 from bayestensor.estimators.remainder import build_remainder, check_remainder
 from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import mixture_interval
 from bayestensor.models.coefficient import Coefficient, Family
 from bayestensor.models.compiled import quick_jit
-from bayestensor.models.regression import Centred, RegressionState, sweeps
+from bayestensor.models.regression import Centred, RegressionState, share_left, sweeps
 from bayestensor.models.rows import CORRELATIONS
 from bayestensor.tensor.design import responses
 from bayestensor.tensor.network import Network
 
 _WATCHED = 32  # responses whose fitted values are compared between chains
 _BLOCK = 4_000_000  # predictive means held at once
+_TRIAL = 50  # draws of the low rank alone by which it is compared
+_OTHER = 2**29  # portions of these are numbered from here
 _MEMBERS = 100  # draws whose mixture gives the intervals: each is a Gaussian that knows noise and remainder
 
 
@@ -66,8 +69,8 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
         prior: of the scales; `estimators.fitting.default_prior` when None.
         smooth: covariate modes whose neighbouring indices may resemble each other; 'auto' for every one of size 3 or
             more, because a correlation of 0 is among the values that are learnt; () for none.
-        remainder: 'linear' (a dense coefficient), 'smooth' (a squared-exponential kernel), 'auto' (of these the one of
-            highest evidence) or None.
+        remainder: 'linear' (a dense coefficient), 'smooth' (a squared-exponential kernel), None, or 'auto': of the
+            kernels the one of highest evidence, if data left out are then better predicted than without.
         inference: 'gibbs' (draws) or 'map' (the mode; no uncertainty but noise and remainder).
         num_draws, burn_in: Gibbs sweeps of each chain that are kept, and before that dropped.
         chains: independent ones.
@@ -81,7 +84,8 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
         noise_: posterior root mean square of the noise, in the units of y, one number a response.
         draws_: `Draws` of cores, noise precisions and ratios, in the units of centred and scaled data.
-        diagnostics_: seconds, R-hat of predictions and noise, kernel of the remainder, correlations of neighbours.
+        diagnostics_: seconds, R-hat of predictions and noise, kernel of the remainder, correlations of
+            neighbours, share of independent responses.
         n_features_in_: p.
     """
 
@@ -108,22 +112,44 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
             model, families = coefficient_model(self, self._bases, cols, len(x))
             data = self._centred(x, flat_y, model.network, families)
             self._data = jax.tree.map(np.asarray, data)  # JAX's own would come out of a pickle with 32 bits
-            trace = self._run(model)
-        self.network_ = model.network
-        cores = {name: np.asarray(core) for name, core in trace.coefficient.cores.items()}
-        positions = {"cores": cores, "precision": np.asarray(trace.precision), "ratio": np.asarray(trace.ratio)}
-        self.draws_ = Draws(positions)
+            self.network_ = model.network
+            trace, left_out = self._run(model, flat_y)
+        self.draws_ = _as_draws(trace)
         self._summarise(trace)
+        self.diagnostics_["left_out_density"] = left_out
         self.diagnostics_["seconds"] = time.perf_counter() - began
         return self
 
-    def _run(self, model: Coefficient) -> RegressionState:
+    def _run(self, model: Coefficient, y: np.ndarray) -> tuple[RegressionState, dict[str, float]]:
+        """(states, left-out log density with and without the remainder): of 'auto', those with the higher density."""
         seed, chains = seed_of(self.random_state), self.chains if self.inference == "gibbs" else 1
-        k = (chains, *self._data.y.shape[1:])
+        k, moves = (chains, *self._data.y.shape[1:]), partial(sweeps, model)
         first = RegressionState(starts(model, chains, seed), jnp.asarray(np.full(k, 2.0)), jnp.asarray(np.zeros(k)))
-        alone = replace(self._data, spectrum=np.zeros_like(self._data.spectrum))
-        first = warmed_up(self, partial(sweeps, model), seed, first, alone)._replace(ratio=first.ratio)
-        return run_chains(self, partial(sweeps, model), seed, first, self._data)
+        none = jax.tree.map(jnp.zeros_like, first.coefficient.cores)
+        data = self._shared(model, first._replace(coefficient=first.coefficient._replace(cores=none)))
+        first = warmed_up(self, moves, seed, first, _alone(data))
+        self._data = self._shared(model, first)
+        run = partial(run_chains, self, moves, seed)
+        trace = run(first, self._data, self.burn_in, self.num_draws)
+        if self.remainder != "auto" or self.inference != "gibbs":
+            return trace, {}
+        alone = _alone(self._data)
+        trial = run(first, alone, self.burn_in // 2, min(_TRIAL, self.num_draws), first=_OTHER)
+        found = {
+            name: float(left_out_density(model.network, _as_draws(t).flat(), data, self._remainder.vectors, y).mean())
+            for name, t, data in (("with", trace, self._data), ("without", trial, alone))
+        }
+        if found["without"] > found["with"]:
+            self._data = jax.tree.map(np.asarray, alone)
+            self._remainder = replace(self._remainder, kind=None, spectrum=0 * self._remainder.spectrum, length=0.0)
+            trace = run(jax.tree.map(lambda a: a[:, -1], trial), alone, 0, self.num_draws, first=2 * _OTHER)
+        return trace, found
+
+    def _shared(self, model: Coefficient, states: RegressionState) -> Centred:
+        """The data with the share of independent responses that these W leave; 1 of a single response."""
+        if self._y_units.mean.size == 1:
+            return self._data
+        return replace(self._data, share=np.asarray(share_left(model, states, self._data)))
 
     def _centred(self, x: np.ndarray, y: np.ndarray, network: Network, families: dict[str, Family]) -> Centred:
         """The data in the eigenvectors of the remainder's kernel."""
@@ -138,9 +164,10 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
             filled(self._remainder.spectrum),
             lost.reshape(cols),
             np.asarray(len(x) - 1.0),
+            np.asarray(1.0),
         )
-        x_, y_, spectrum, lost_, count = map(jnp.asarray, arrays)
-        return Centred(x_, y_, spectrum, lost_, count, families)
+        x_, y_, spectrum, lost_, count, share = map(jnp.asarray, arrays)
+        return Centred(x_, y_, spectrum, lost_, count, share, families)
 
     def _summarise(self, trace: RegressionState) -> None:
         flat = self.draws_.flat()
@@ -161,6 +188,7 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
             "r_hat": check_mixing(self, {name: a.reshape(*shape, *a.shape[1:]) for name, a in by_chain.items()}),
             "remainder": (self._remainder.kind, self._remainder.length),
             "correlations": {k: float(CORRELATIONS[v].mean()) for k, v in trace.coefficient.member.items()},
+            "independent_share": float(self._data.share),
         }
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
@@ -218,8 +246,9 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
             block = x[at : at + size]
             kernel, own = self._remainder.at(block)
             rows = in_network(block, self.covariate_shape_, self._bases, self.network_)
+            few = partial(filled, step=min(size, 32))  # data at once, of many responses
             with jax.enable_x64(True):
-                args = map(jnp.asarray, (filled(rows), filled(kernel, (0, 1)), filled(own)))
+                args = map(jnp.asarray, (few(rows), filled(few(kernel), (1,)), few(own)))
                 found = _predictive(self.network_, flat, self._data, *args)
             yield tuple(np.asarray(a).reshape(len(a), -1, k)[:, : len(block)] for a in found)
 
@@ -254,10 +283,20 @@ def _summary(network: Network, draws: Any, data: Centred):
         gain = draw["ratio"][None] * data.spectrum.reshape(-1, *[1] * draw["ratio"].ndim)
         eta = responses(network, draw["cores"], data.x)
         fitted = ((eta + gain * data.y) / (1 + gain)).reshape(len(eta), -1)
-        counted = standing_out(network, draw["cores"], data.x, draw["precision"][None] / (1 + gain))
+        counted = standing_out(network, draw["cores"], data.x, data.share * draw["precision"][None] / (1 + gain))
         return counted, fitted[:, :: -(-fitted.shape[1] // _WATCHED)]
 
     return jax.lax.map(one, draws)
+
+
+def _alone(data: Centred) -> Centred:
+    """The data of the low rank without a remainder."""
+    return replace(data, spectrum=jnp.zeros_like(jnp.asarray(data.spectrum)))
+
+
+def _as_draws(trace: RegressionState) -> Draws:
+    cores = {name: np.asarray(core) for name, core in trace.coefficient.cores.items()}
+    return Draws({"cores": cores, "precision": np.asarray(trace.precision), "ratio": np.asarray(trace.ratio)})
 
 
 def _plain(value: np.ndarray) -> Any:

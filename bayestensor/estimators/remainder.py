@@ -109,8 +109,8 @@ def _smooth(x: np.ndarray, length: float, weights: np.ndarray | float) -> Remain
     means, mean = kernel.mean(axis=0), float(kernel.mean())
     spectrum, vectors = np.linalg.eigh(kernel - means[:, None] - means[None] + mean)
     size = 1 - mean if mean < 1 - 1e-12 else 1.0  # mean variance of the data: afterwards 1, as the linear kernel's is
+    kept = spectrum > 10 * len(x) * np.finfo(float).eps  # entries of size 1 have cancelled: below is rounding
     spectrum = spectrum / size
-    kept = spectrum > spectrum[-1] * len(x) * np.finfo(float).eps
     kept[-1] = True
     parts = {"x": x, "means": means, "mean": mean, "size": size}
     return Remainder("smooth", vectors[:, kept], np.maximum(spectrum[kept], 0), length, weights, parts)

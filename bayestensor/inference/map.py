@@ -57,16 +57,22 @@ def map_estimate(
 
     def step(key: Key[Array, ""], state: MAPState, batch: Batch) -> tuple[MAPState, MAPInfo]:
         (loss, nll), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.position, state.step, batch)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.position)
-        position = optax.apply_updates(state.position, updates)
-        if after_step is not None:
-            position = after_step(position)
-        # Once a step has failed nothing moves any more, so that the last good position survives. Told by the gradient:
-        # a look at what the update makes would keep XLA from fusing the update (and double its kernels).
+
+        def move() -> MAPState:
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.position)
+            position = optax.apply_updates(state.position, updates)
+            if after_step is not None:
+                position = after_step(position)
+            return MAPState(position, opt_state, state.step + 1, state.failed_at)
+
+        def stay() -> MAPState:
+            return state._replace(failed_at=jnp.where(state.failed_at < 0, state.step, state.failed_at))
+
+        # Once a step has failed nothing moves any more, so that the last good position survives. Told by the gradient,
+        # before anything moves; a select on each array that moves would make XLA compile the update once more for each
+        # (40 s instead of 9 for a model of 125 arrays).
         good = (state.failed_at < 0) & jnp.isfinite(loss) & all_finite(gradient)
-        moved = MAPState(position, opt_state, state.step + 1, state.failed_at)
-        stuck = state._replace(failed_at=jnp.where(state.failed_at < 0, state.step, state.failed_at))
-        return jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, stuck), MAPInfo(loss, nll)
+        return jax.lax.cond(good, move, stay), MAPInfo(loss, nll)
 
     return Engine(init, step, lambda state: state.position)
 

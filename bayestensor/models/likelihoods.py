@@ -57,6 +57,27 @@ class Categorical:
 
 
 @dataclass(frozen=True)
+class Bernoulli:
+    """`p(y = 1 | outputs) = 1 / (1 + exp(-outputs))`: outputs (batch,), targets (batch,) of zeros and ones."""
+
+    def initial(self) -> Position:
+        """No parameters."""
+        return {}
+
+    def log_prior(self, parameters: Position) -> Scalar:
+        """Nothing to weigh."""
+        return jnp.asarray(0.0)
+
+    def log_prob(
+        self, parameters: Position, outputs: Float[Array, "batch"], targets: Int[Array, "batch"]
+    ) -> Float[Array, "batch"]:
+        """`log sigmoid(outputs)` of a one, `log sigmoid(-outputs)` of a zero."""
+        if targets.shape != outputs.shape:
+            raise ValueError(f"targets have shape {targets.shape}; they need that of the outputs, {outputs.shape}")
+        return jax.nn.log_sigmoid(jnp.where(targets > 0, outputs, -outputs))
+
+
+@dataclass(frozen=True)
 class Gaussian:
     """`p(y | outputs) = N(outputs, noise^2)` with `log noise ~ N(log(noise_scale), 2^2)`, learnt with the rest.
 

@@ -4,6 +4,11 @@
 of variance `ratio[k] / precision[k]` whose kernel has the eigenvalues s on the data. In the kernel's eigenvectors, and
 with data centred, which takes b out, the response given W has independent errors of variance
 `(1 + ratio s_j) / precision`: the remainder is integrated out of every draw.
+
+Errors of many responses are seldom independent (neighbouring places share their weather), and W, which sees them all,
+would take what they share for signal. Its likelihood is raised to the power `share`, the number of independent
+responses that they are worth over their number: the composite likelihood's adjustment of magnitude (Pauli, Racugno,
+Ventura, Statistica Sinica 21, 2011). Noise and remainder, learnt for each response by itself, need none.
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ class Centred:
         spectrum: s, eigenvalues of the kernel; 0 where there is no remainder.
         lost: sum of squares of y outside the eigenvectors, where only noise is.
         count: degrees of freedom of the noise, n - 1.
+        share: how many independent responses all of them are worth, over their number; see `independent_share`.
         families: of the smooth cores.
     """
 
@@ -44,6 +50,7 @@ class Centred:
     spectrum: Float[Array, "m"]
     lost: Float[Array, "*cols"]
     count: Float[Array, ""]
+    share: Float[Array, ""]
     families: dict[str, Family]
 
 
@@ -61,7 +68,7 @@ def sweep(
     """W given the noise, then ratio and noise given W: draws, or modes where `draw` is 0."""
     core_key, ratio_key, noise_key = jax.random.split(key, 3)
     spread = 1 + state.ratio[None] * _column(data.spectrum, data.y.ndim)
-    weight = state.precision[None] / spread
+    weight = data.share * state.precision[None] / spread
     coefficient = model.move(core_key, state.coefficient, data.x, weight, weight * data.y, data.families, draw)
     residual = data.y - responses(model.network, coefficient.cores, data.x)
     precision, ratio = pick_noise(ratio_key, noise_key, residual, data, draw)
@@ -91,6 +98,34 @@ def pick_noise(
     chosen = jnp.take_along_axis(energy, best[None], axis=0)[0].reshape(shape)
     count = jnp.broadcast_to(data.count, shape)
     return pick_precision(noise_key, count, chosen, jnp.asarray(draw)), ratios[best].reshape(shape)
+
+
+def independent_share(
+    residual: Float[Array, "m *cols"], ratio: Float[Array, "*cols"], data: Centred
+) -> Float[Array, ""]:
+    """`1 / (1 + (k - 1) mean r^2)`, r the correlation of two of k responses' errors, where W leaves `residual`.
+
+    Errors are residuals over `sqrt(1 + ratio s_j)`; correlations of m independent pairs have a mean square of 1 / m,
+    which is taken off: `(m r^2 - 1) / (m - 1)`.
+    """
+    z = (residual / jnp.sqrt(1 + ratio[None] * _column(data.spectrum, residual.ndim))).reshape(len(residual), -1)
+    z = z / jnp.maximum(jnp.sqrt((z**2).sum(0)), jnp.finfo(z.dtype).tiny)[None]
+    m, k = (data.x.reshape(len(z), -1) != 0).any(1).sum().astype(z.dtype), z.shape[1]  # padding is not counted
+    square = (((z @ z.T) ** 2).sum() - k) / max(k * (k - 1), 1)
+    return 1 / (1 + (k - 1) * jnp.clip((m * square - 1) / jnp.maximum(m - 1, 1), 0, 1))
+
+
+@partial(quick_jit, static_argnames="model")
+def share_left(model: Coefficient, states: RegressionState, data: Centred) -> Float[Array, ""]:
+    """`independent_share` of what the chains' W leave, each ratio the best one; the mean over chains."""
+    key = jax.random.key(0)
+
+    def one(cores):
+        residual = data.y - responses(model.network, cores, data.x)
+        _, ratio = pick_noise(key, jax.random.clone(key), residual, data, 0.0)
+        return independent_share(residual, ratio, data)
+
+    return jnp.mean(jax.lax.map(one, states.coefficient.cores))
 
 
 @partial(quick_jit, static_argnames="model")

@@ -21,9 +21,8 @@ def bcpf(
     gamma, tau, before = np.ones(max_rank), 100.0, None
     for sweep in range(sweeps):
         for k in range(len(shape)):
-            first, second = _products(means, spreads, k)
-            gram = (masks[k] @ second).reshape(-1, len(gamma), len(gamma))
-            moment = values[k] @ first
+            moment = values[k] @ _products(means, spreads, k)[0]
+            gram = _gram(masks[k], means, spreads, k)
             spreads[k] = np.linalg.inv(tau * gram + np.diag(gamma))
             means[k] = tau * np.einsum("irs,is->ir", spreads[k], moment)
         size = sum((m**2).sum(0) + np.einsum("irr->r", s) for m, s in zip(means, spreads, strict=True))
@@ -42,6 +41,21 @@ def bcpf(
         before = now
     variance = np.maximum(_second(means, spreads, shape) - now**2, 0) + 1 / tau
     return now * unit, np.sqrt(variance) * unit, len(gamma)
+
+
+def _gram(mask, means, spreads, k):
+    """Mask times the Khatri-Rao product of second moments, some rows of its first factor at a time: memory, not more."""
+    others = [(m, s) for j, (m, s) in enumerate(zip(means, spreads, strict=True)) if j != k]
+    (m, s), rest = others[0], others[1:]
+    rank = m.shape[1]
+    pair = (s + m[:, :, None] * m[:, None]).reshape(len(m), -1)
+    inner = _products(*zip((np.ones((1, rank)), 0), *rest, strict=True), 0)[1]
+    mask, gram = mask.reshape(len(mask), len(m), -1), 0
+    step = max(1, 400 // len(inner))  # rows whose products stay in the cache
+    for at in range(0, len(m), step):
+        block = (pair[at : at + step, None] * inner[None]).reshape(-1, rank**2)
+        gram = gram + mask[:, at : at + step].reshape(len(mask), -1) @ block
+    return gram.reshape(-1, rank, rank)
 
 
 def _unfold(array: np.ndarray, k: int) -> np.ndarray:

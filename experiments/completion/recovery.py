@@ -1,52 +1,98 @@
-"""Synthetic CP tensors 30 x 30 x 30: is the rank found, and the tensor?
+"""Synthetic tensors 30 x 30 x 30 of known rank: is the rank found, and the tensor?
 
-python experiments/completion/recovery.py RANK:SNR:HIDDEN ... [--seeds 20]      SNR in dB, or 'exact'
+python experiments/completion/recovery.py [FORMAT:RANK:SNR:HIDDEN ...] [--seeds 0 1 2 3 4]      SNR in dB, or 'exact'
+python experiments/completion/recovery.py --table
+
+Every fit appends its line to the result file as it ends; a fit that the file holds is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
+from collections import defaultdict
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from bayestensor.estimators import TensorCompletion
 from bayestensor.metrics.regression import rrse
+from bayestensor.tensor.contract import dense
+from bayestensor.tensor.formats import FORMATS
+from bayestensor.tensor.initialise import initialise
 
-ROWS = ("3:exact:0.97", "3:exact:0.95", "3:10:0.8", "10:20:0.7", "6:10:0", "18:10:0", "24:10:0", "24:0:0")
+SHAPE = (30, 30, 30)
+ROWS = (
+    *(f"cp:{rank}:{snr}:{hidden}" for hidden in (0.0, 0.7, 0.8) for snr in (20, 10, 0) for rank in (3, 6, 18, 24)),
+    "cp:3:exact:0.95",
+    "cp:3:exact:0.97",
+    *(f"{form}:{rank}:{snr}:{hidden}" for hidden in (0.0, 0.7) for snr in (20, 10) for form, rank in
+      (("tensor_train", 3), ("tensor_train", 5), ("tucker", 3), ("tucker", 5))),
+)  # fmt: skip
 
 
-def problem(rank: int, snr: str, hidden: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def problem(
+    rank: int, snr: str, hidden: float, seed: int, form: str = "cp"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(truth, tensor with holes, entries to score): the hidden ones, or all where none is."""
     rng = np.random.default_rng(seed)
-    truth = np.einsum("ir,jr,kr->ijk", *(rng.normal(size=(30, rank)) for _ in range(3)))
+    if form == "cp":
+        truth = np.einsum("ir,jr,kr->ijk", *(rng.normal(size=(30, rank)) for _ in SHAPE))
+    else:
+        truth = np.asarray(dense(initialise(jax.random.key(seed), FORMATS[form](SHAPE, rank=rank))))
     noise = 0.0 if snr == "exact" else truth.std() * 10 ** (-float(snr) / 20)
     away = rng.random(truth.shape) < hidden
     noisy = truth + noise * rng.normal(size=truth.shape)
     return truth, np.where(away, np.nan, noisy), away if hidden else np.ones_like(away)
 
 
+def fitted(row: str, seed: int) -> dict:
+    """One fit at the defaults: rank (of each bond), error, processor seconds."""
+    form, rank, snr, hidden = row.split(":")
+    truth, holed, scored = problem(int(rank), snr, float(hidden), seed, form)
+    began = time.process_time()
+    model = TensorCompletion(format=form, random_state=seed).fit(holed)
+    found = {"row": row, "seed": seed, "rank": model.rank_, "rrse": rrse(model.predict()[scored], truth[scored])}
+    return found | {"cpu_seconds": round(time.process_time() - began, 1)}
+
+
+def table(lines: list[dict]) -> str:
+    """A line a row: seeds, how often the rank (of every bond) was exact, ranks found, mean and worst error."""
+    rows = defaultdict(list)
+    for line in lines:
+        rows[line["row"]].append(line)
+    out = ["| row | seeds | exact rank | other ranks | error | worst |", "|---|---|---|---|---|---|"]
+    for row, fits in rows.items():
+        rank = int(row.split(":")[1])
+        ranks = [list(f["rank"].values()) if isinstance(f["rank"], dict) else [f["rank"]] for f in fits]
+        wrong = [r[0] if len(r) == 1 else r for r in ranks if set(r) != {rank}]
+        errors = [f["rrse"] for f in fits]
+        shown = f"{np.mean(errors):.3g} | {np.max(errors):.3g}"
+        out.append(f"| {row} | {len(fits)} | {len(fits) - len(wrong)} | {' '.join(map(str, wrong))} | {shown} |")
+    return "\n".join(out)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", default=ROWS)
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", nargs="*", type=int, default=range(5))
+    parser.add_argument("--table", action="store_true", help="print the table of the result file and stop")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("recovery.jsonl"))
     options = parser.parse_args()
-    for row in options.rows:
-        rank, snr, hidden = row.split(":")
-        ranks, errors = [], []
-        for seed in range(options.seeds):
-            truth, holed, scored = problem(int(rank), snr, float(hidden), seed)
-            model = TensorCompletion(random_state=seed).fit(holed)
-            ranks.append(model.rank_)
-            errors.append(rrse(model.predict()[scored], truth[scored]))
-            found = {"rank": int(rank), "snr": snr, "hidden": float(hidden), "seeds": seed + 1}
-            found |= {"exact_rank": int(np.sum(np.array(ranks) == int(rank))), "rrse": round(float(np.mean(errors)), 6)}
-            found |= {"solved": int(np.sum(np.array(errors) < 1e-2))} if snr == "exact" else {}
-            print(json.dumps(found | {"ranks": ranks}), flush=True)
-        with options.out.open("a") as lines:
-            lines.write(json.dumps(found | {"ranks": ranks}) + "\n")
+    lines = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    if options.table:
+        print(table(lines))
+        return
+    done = {(line["row"], line["seed"]) for line in lines}
+    for seed in options.seeds:
+        for row in options.rows:
+            if (row, seed) not in done:
+                found = json.dumps(fitted(row, seed))
+                print(found, flush=True)
+                with options.out.open("a") as file:
+                    file.write(found + "\n")
 
 
 if __name__ == "__main__":
