@@ -127,7 +127,7 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
         first = RegressionState(starts(model, chains, seed), jnp.asarray(np.full(k, 2.0)), jnp.asarray(np.zeros(k)))
         none = jax.tree.map(jnp.zeros_like, first.coefficient.cores)
         data = self._shared(model, first._replace(coefficient=first.coefficient._replace(cores=none)))
-        first = warmed_up(self, moves, seed, first, _alone(data))
+        first = warmed_up(self, moves, seed, first, _alone(data))._replace(ratio=first.ratio)
         self._data = self._shared(model, first)
         run = partial(run_chains, self, moves, seed)
         trace = run(first, self._data, self.burn_in, self.num_draws)
