@@ -10,9 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayestensor.estimators.growing import grow, spectral_start, starts_by_spectrum
 from bayestensor.estimators.inputs import Observed
-from bayestensor.estimators.starting import PORTION, best_starts, cut, portions, seen_noise, settled, standing_out, work
-from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, State, refreshed, sweeps
+from bayestensor.estimators.starting import (
+    PORTION,
+    best_starts,
+    cut,
+    portions,
+    seen_noise,
+    settle,
+    settled,
+    standing_out,
+    work,
+)
+from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, How, State, refreshed, sweeps
 from bayestensor.models.effects import effect_names
 from bayestensor.priors import InverseGamma
 from bayestensor.priors.base import ScalePrior
@@ -23,6 +34,8 @@ from bayestensor.tensor.normal import Entries, Grid, Observations, from_rows, ro
 from bayestensor.typing import Array, Key
 
 _WIDEST = {"cp": 40}  # largest default rank; of the other formats 10
+_LONGEST_CHAIN = 2000  # rows of a mode that 'auto' lets be smooth: they are gone through one after another
+_WORTH_A_PROGRAM = 1e7  # multiplications of a sweep that pay for compiling draws without covariances
 _LARGEST_BLOCK = 400  # most unknowns of one row's normal equations that 'auto' asks for
 _MOST_CHAINS = 4
 _WORTH_CHAINS = 2e11  # multiplications that the chains may take together, some twenty seconds
@@ -113,7 +126,7 @@ def smooth_cores(network: Network, smooth: Any) -> tuple[str, ...]:
     if isinstance(smooth, str):
         if smooth != "auto":
             raise ValueError(f"smooth is {smooth!r}; 'auto' or a tuple of modes (0, 1, ...) is needed")
-        return tuple(name for mode, name in lone.items() if network.shape[mode] > 2)
+        return tuple(name for mode, name in lone.items() if 2 < network.shape[mode] <= _LONGEST_CHAIN)
     wrong = [mode for mode in smooth if mode not in lone]
     if wrong:
         raise ValueError(f"smooth names modes {wrong}; this network can have {sorted(lone)} smooth")
@@ -134,23 +147,14 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
     )
     start_key, key = jax.random.split(key)
     how = MAP if plan.inference == "map" else VARIATIONAL
-    chains = default_chains(network, given, plan) if plan.chains == "auto" else plan.chains
-    if plan.inference != "gibbs":
-        chains = 1
-    states = best_starts(model, data, given, plan.warm_up, how, chains, start_key)
-    ranks = [dict(model.network.ranks)]
-    model, states = cut(model, states, given)
-    if model.network.ranks != ranks[0]:
-        ranks.append(dict(model.network.ranks))
+    model, states, ranks = _starts(model, data, given, values, plan, how, start_key)
     traces = []
     for chain_key, state in zip(jax.random.split(key, len(states)), states, strict=True):
-        warm_key, draw_key = jax.random.split(chain_key)
-        state = settled(model, state, data, given, plan.warm_up, how, warm_key)
         if plan.inference == "gibbs":
-            traces.append(_draws(model, state, data, plan, -(-plan.num_draws // len(states)), draw_key))
+            traces.append(_draws(model, state, data, given, plan, -(-plan.num_draws // len(states)), chain_key))
         else:
             n = plan.num_draws if plan.inference == "variational" else 1
-            traces.append(_from_mean_field(state, n, draw_key, model))
+            traces.append(_from_mean_field(state, n, chain_key, model))
     trace = jax.tree.map(lambda *draws: np.stack(draws), *traces)
     cores = trace.cores
     if not all(np.isfinite(core).all() for core in cores.values()):
@@ -167,6 +171,36 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
     flat = {name: core.reshape(-1, *core.shape[2:]) for name, core in cores.items()}
     shares = rank_shares(model.network, flat, seen_noise(model.network, told, len(given.values)))
     return Fit(model.network, cores, trace.effects.values, trace.precision, shares, diagnostics)
+
+
+def _starts(
+    model: Conjugate, data: Observations, given: Observed, values: np.ndarray, plan: Plan, how: How, key
+) -> tuple[Conjugate, list[State], list[dict[str, int]]]:
+    """Where the chains start, settled, and the ranks on the way."""
+    ranks, (start_key, key, grow_key) = [dict(model.network.ranks)], jax.random.split(key, 3)
+    if starts_by_spectrum(model, given):
+        prior_of = default_prior if plan.prior is None else lambda _: model.prior
+        model, state = spectral_start(model, prior_of, given, values, plan.warm_up, start_key)
+        if plan.inference != "variational":
+            state, how = state._replace(covariances={}), MAP
+        states = [settle(model, state, data, plan.warm_up, how, key)]
+    else:
+        chains = default_chains(model.network, given, plan) if plan.chains == "auto" else plan.chains
+        chains = chains if plan.inference == "gibbs" else 1
+        states = best_starts(model, data, given, plan.warm_up, how, chains, start_key)
+        model, states = cut(model, states, given)
+        keys = jax.random.split(key, len(states))
+        states = [
+            settled(model, state, data, given, plan.warm_up, how, chain_key)
+            for chain_key, state in zip(keys, states, strict=True)
+        ]
+    for place, birth_key in enumerate(jax.random.split(grow_key, len(states))):  # chains share one shape
+        model, states[place] = grow(
+            model, states[place], data, given, values, plan.warm_up, len(states) == 1, birth_key
+        )
+    if model.network.ranks != ranks[0]:
+        ranks.append(dict(model.network.ranks))
+    return model, states, ranks
 
 
 def observations(network: Network, given: Observed, values: np.ndarray) -> Observations:
@@ -215,10 +249,12 @@ def default_chains(network: Network, given: Observed, plan: Plan) -> int:
     return max(1, min(_MOST_CHAINS, int(_WORTH_CHAINS / (sweeps_each * work(network, given)))))
 
 
-def _draws(model: Conjugate, state: State, data: Observations, plan: Plan, count: int, key) -> State:
+def _draws(model: Conjugate, state: State, data: Observations, given: Observed, plan: Plan, count: int, key) -> State:
     """Burn in and draw: `count` states without covariances."""
     hold, traces = jnp.full(PORTION, model.discrete), []
     data = refreshed(model, state, data)  # and never while drawing
+    if isinstance(data, Entries) and work(model.network, given) > _WORTH_A_PROGRAM:
+        state = state._replace(covariances={})
     for keys in portions(key, plan.burn_in + count):
         state, trace = sweeps(model, keys, state, data, GIBBS, hold)
         traces.append(jax.tree.map(np.asarray, trace))

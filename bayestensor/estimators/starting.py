@@ -28,6 +28,7 @@ _MOST_STARTS = 16
 _WORTH_STARTS = 1e10  # multiplications that the starts may take together, a second or three
 _NO_WORSE = 0.25  # share of the observations by which a chain's start may score worse than the best
 _SETTLED = 1.05  # growth of the noise precision in one call below which the warm-up has arrived
+_FLAT = 0.999  # and no fall below this: where the prior has its way with the last dead slices, noise rises by a hair
 _NEARLY_EXACT = 1e5  # noise precision, 50 dB, above which split components are looked for
 _ALIKE = 0.2  # product of the cosines above which two components are tried as one; of random ones it is below 0.1
 _SWEEPS_LEFT = 200  # near enough: to settle, to burn in and to draw
@@ -39,7 +40,7 @@ def best_starts(
 ) -> list[State]:
     """Mean-field sweeps from random starts, as many as are cheap and no fewer than the chains: one state a chain.
 
-    They are those of the best `_score`, and fewer than asked for where the others are much worse: noise a quarter
+    They are those of the best `score`, and fewer than asked for where the others are much worse: noise a quarter
     above the best's is the mark of a poor basin. The best alone where there is next to no noise, because then nothing
     is uncertain.
     """
@@ -54,12 +55,12 @@ def best_starts(
         for part, keys in enumerate(portions(warm_key, sweeps_each)):
             hold = jnp.full(PORTION, model.discrete) | (jnp.arange(PORTION) < _HELD - part * PORTION)
             state, _ = sweeps(model, keys, state, refreshed(model, state, data), how, hold)
-        found.append((0.0 if model.discrete else _score(model, state, count), state))
+        found.append((0.0 if model.discrete else score(model, state, count), state))
     found.sort(key=lambda one: one[0])
     best, state = found[0]
     if float(state.precision) > _NEARLY_EXACT:
         return [state]
-    return [state for score, state in found[:chains] if score <= best + _NO_WORSE * count]
+    return [state for reached, state in found[:chains] if reached <= best + _NO_WORSE * count]
 
 
 @partial(quick_jit, static_argnames="model")
@@ -93,12 +94,12 @@ def settled(
     if model.discrete:
         state = state._replace(precision=jnp.ones_like(state.precision))
     key, settle_key = jax.random.split(key)
-    state = _settle(model, state, data, sweeps_each, how, settle_key)
+    state = settle(model, state, data, sweeps_each, how, settle_key)
     count = len(given.values)
     while (fewer := _merged(model, state, count)) is not None:
         key, trial_key = jax.random.split(key)
-        trial = _settle(model, fewer, data, sweeps_each, how, trial_key)
-        if _score(model, trial, count) >= _score(model, state, count):
+        trial = settle(model, fewer, data, sweeps_each, how, trial_key)
+        if score(model, trial, count) >= score(model, state, count):
             break
         state = trial
     return state
@@ -108,13 +109,13 @@ def _merged(model: Conjugate, state: State, count: int) -> State | None:
     """The state with fewer components, to be tried: those that repeat a stronger one cut; None where none does."""
     if model.discrete:
         return None
-    if is_joint(model.network) and (repeated := _repeated(model, state, count)).any():
-        cores = {name: jnp.where(repeated, 0, rows) for name, rows in _component_rows(model, state).items()}
+    if is_joint(model.network) and (doubles := repeated(model, state, count)).any():
+        cores = {name: jnp.where(doubles, 0, rows) for name, rows in _component_rows(model, state).items()}
         return state._replace(cores={name: from_rows(model.network, name, rows) for name, rows in cores.items()})
     return _without_weakest(model, state) if float(state.precision) > _NEARLY_EXACT else None
 
 
-def _repeated(model: Conjugate, state: State, count: int) -> np.ndarray:
+def repeated(model: Conjugate, state: State, count: int) -> np.ndarray:
     """Which living components of CP point the way of a stronger one: `product over modes of |cosine| > 0.2`, [r].
 
     Sweeps share a component out over two such for hundreds of sweeps, before the prior has its way.
@@ -126,25 +127,25 @@ def _repeated(model: Conjugate, state: State, count: int) -> np.ndarray:
         unit = rows / np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
         alike *= np.abs(unit.T @ unit)
     stronger = (norm[None, :] > norm[:, None]) & (norm[:, None] > 0)
-    return (stronger & (alike > _ALIKE)).any(axis=1)
+    return np.any(stronger & (alike > _ALIKE), axis=1)
 
 
 def _component_rows(model: Conjugate, state: State) -> dict[str, np.ndarray]:
     return {name: np.asarray(to_rows(model.network, name, core)) for name, core in state.cores.items()}
 
 
-def _settle(model: Conjugate, state: State, data: Observations, sweeps_each: int, how: How, key) -> State:
+def settle(model: Conjugate, state: State, data: Observations, sweeps_each: int, how: How, key) -> State:
     """Sweeps until the noise no longer falls."""
     still = jnp.full(PORTION, model.discrete)
     for keys in portions(key, 2 * sweeps_each):
         before = float(state.precision)
         state, _ = sweeps(model, keys, state, refreshed(model, state, data), how, still)
-        if before <= float(state.precision) < _SETTLED * before:
+        if _FLAT * before <= float(state.precision) < _SETTLED * before:
             break
     return state
 
 
-def _score(model: Conjugate, state: State, count: int) -> float:
+def score(model: Conjugate, state: State, count: int) -> float:
     """Akaike's `n log(noise variance) + 2 parameters`, of the slices that stand out: the lower the better."""
     norms = standing_out(model.network, state.cores, float(seen_noise(model.network, state.precision, count)))
     size = model.network.resized({bond: max(1, int(np.sum(norm > 0))) for bond, norm in norms.items()}).num_parameters

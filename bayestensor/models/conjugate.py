@@ -50,7 +50,8 @@ GIBBS, VARIATIONAL, MAP = How(1.0, 0.0), How(0.0, 1.0), How(0.0, 0.0)
 class State(NamedTuple):
     """Where a closed-form fit stands.
 
-    `covariances[core]` is [q, p, p]: of the posterior of the core's rows in mean-field inference, zero for a draw.
+    `covariances[core]` is [q, p, p]: of the posterior of the core's rows in mean-field inference, zero for a draw. With
+    none at all (`{}`) sweeps do without: draws and conditional modes the same, quicker where entries are a long list.
     """
 
     cores: dict[str, Array]
@@ -112,11 +113,11 @@ class Conjugate:
         cores, covariances, correlations = {}, {}, {}
         for core in self.network.cores:
             cores[core.name] = cut(state.cores[core.name], core.legs)
-            q, p = row_shape(self.network, core.name)
             _, bonds = split_legs(self.network, core)
-            full = state.covariances[core.name].reshape(q, *[self.network.size[b] for b in bonds * 2])
-            p = row_shape(smaller.network, core.name)[1]
-            covariances[core.name] = cut(full, ("", *bonds, *bonds)).reshape(q, p, p)
+            q, p = row_shape(smaller.network, core.name)
+            if state.covariances:
+                full = state.covariances[core.name].reshape(q, *[self.network.size[b] for b in bonds * 2])
+                covariances[core.name] = cut(full, ("", *bonds, *bonds)).reshape(q, p, p)
             if core.name in self.smooth:
                 columns = state.correlations[core.name].reshape([self.network.size[b] for b in bonds])
                 correlations[core.name] = cut(columns, bonds).reshape(p)
@@ -155,17 +156,19 @@ class Conjugate:
         pieces = jnp.split(normal, ends[:-1])
         seconds, pairs, precisions = {}, {}, {}
         for k, (name, (q, p)) in enumerate(shapes.items()):
-            gram, moment = normal_equations(self.network, cores, name, data, covariances)
+            gram, moment = normal_equations(self.network, cores, name, data, covariances or None)
             d = precisions[name] = prior_precision(self.network, name, state.scales, self.variance)
             scaled = state.precision * gram, state.precision * moment, d, pieces[k].reshape(q, p)
             if name in self.smooth:
                 rows, spread, lag = chain_posterior(*scaled, correlations[name])
-                pairs[name] = rows[1:] * rows[:-1] + spreads * lag[:-1]
+                pairs[name] = rows[1:] * rows[:-1] + (spreads * lag[:-1] if covariances else 0.0)
             else:
                 rows, spread = row_posterior(*scaled)
-            spread = spreads * spread
-            cores[name], covariances[name] = from_rows(self.network, name, rows), spread
-            seconds[name] = rows**2 + jnp.diagonal(spread, axis1=1, axis2=2)
+            cores[name], seconds[name] = from_rows(self.network, name, rows), rows**2
+            second = rows[:, :, None] * rows[:, None, :]
+            if covariances:
+                covariances[name] = spread = spreads * spread
+                seconds[name], second = seconds[name] + jnp.diagonal(spread, axis1=1, axis2=2), second + spread
         if self.smooth:
             correlations = pick_correlations(correlation_key, seconds, pairs, precisions, draw)
         squares = {}
@@ -174,7 +177,6 @@ class Conjugate:
                 rho, pair = correlations[name][None], pairs[name]
                 own = jnp.concatenate([own[:1] * (1 - rho**2), own[1:] - 2 * rho * pair + rho**2 * own[:-1]])
             squares[name] = from_rows(self.network, name, jnp.sqrt(jnp.maximum(own, 0)))
-        second = rows[:, :, None] * rows[:, None, :] + spread
         residual = data.energy + (second * gram).sum() - 2 * (moment * rows).sum()
         precision = pick_precision(noise_key, data.count, jnp.maximum(residual, 0), draw)
         scales = pick_scales(scale_key, self.network, self.prior, self.variance, state.scales, squares, draw)

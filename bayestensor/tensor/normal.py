@@ -25,7 +25,7 @@ from bayestensor.tensor.network import Core, Factored, Network
 from bayestensor.typing import Array, Float, Int
 
 _WIDTH = 16  # entries of one mode index that share a matrix product; a group is filled up to a multiple of it
-_BLOCK = 1 << 20  # numbers of one block of gathered design rows, 8 MB in float64
+_BLOCK = 1 << 17  # numbers of one block of gathered design rows, 1 MB in float64: they stay in the cache
 
 
 @jax.tree_util.register_dataclass
@@ -167,14 +167,10 @@ def _from_grid(network, cores, name, data, covariances):
     others = [c for c in network.cores if c.name != name]
     moment = contract([(data.target, modes), *_fill(network, cores, others, bonds)], (*open_, *bonds))
     if is_joint(network) and others:  # CP: every second moment is symmetric, so that half of it will do
-        upper = np.triu_indices(p)
-        terms = [
-            (_second(network, cores, c.name, covariances)[:, *upper], (*split_legs(network, c)[0], "pair"))
-            for c in others
-        ]
+        _, halves = _tables(network, cores, others, covariances)
+        terms: list[Term] = [(table, (leg, "pair")) for leg, table in halves.items()]
         half = contract([(data.weight, modes), *terms], (*open_, "pair")).reshape(q, -1)
-        gram = jnp.zeros((q, p, p), half.dtype).at[:, *upper].set(half).at[:, *upper[::-1]].set(half)
-        return gram, moment.reshape(q, p)
+        return _symmetric(half, p), moment.reshape(q, p)
     terms = _pairs(network, cores, others, bonds, covariances)
     gram = contract([(data.weight, modes), *terms], (*open_, *bonds, *map(_primed, bonds)))
     return gram.reshape(q, p, p), moment.reshape(q, p)
@@ -186,49 +182,64 @@ def _from_entries(network, cores, name, data, covariances):
     q, p = row_shape(network, name)
     others = [c for c in network.cores if c.name != name]
     places, groups = data.places[name], data.groups[name]
-    weight, target = (jnp.append(x, jnp.zeros(1, x.dtype)) for x in (data.weight, data.target))
+    coords = jnp.pad(data.coords, ((0, 1), (0, 0)))  # the place after the last: weight 0
+    told = jnp.pad(jnp.stack([data.weight, data.target], axis=1), ((0, 1), (0, 0)))  # together: one line of memory
     per_block = max(1, min(len(places), _BLOCK // (_WIDTH * p * (1 if covariances is None else p))))
     fill = -len(places) % per_block
     places = jnp.pad(places, ((0, fill), (0, 0)), constant_values=len(data.weight))
     groups = jnp.pad(groups, (0, fill), constant_values=q - 1)
 
-    joint = is_joint(network) and bool(others)  # CP: products of rows, in a quarter of the general contraction's time
-    upper = np.triu_indices(p)  # and every second moment is symmetric, so that half of it will do
-    seconds = {c.name: _second(network, cores, c.name, covariances)[:, *upper] for c in others} if joint else {}
-
-    def joined(tables, at):
-        return math.prod(table[at[split_legs(network, network.core[name])[0][0]]] for name, table in tables.items())
+    tables = _tables(network, cores, others, covariances) if is_joint(network) and others else None
 
     def block(carry, chunk):
         place, group = chunk
         flat = place.reshape(-1)
-        at = {leg: data.coords[jnp.minimum(flat, len(data.coords) - 1), k] for k, leg in enumerate(network.modes)}
-        w, t = weight[place], target[place]
-        if joint:
-            rows = joined({c.name: to_rows(network, c.name, cores[c.name]) for c in others}, at)
+        at = dict(zip(network.modes, coords[flat].T, strict=True))
+        w, t = jnp.split(told[place], 2, axis=-1)
+        if tables is not None:  # CP: products of rows, in a quarter of the time of the general contraction
+            rows, pairs = (_product([table[at[leg]] for leg, table in kind.items()]) for kind in tables)
         else:
             rows = _at(network, _fill(network, cores, others, bonds), at, bonds)
+            double = (*bonds, *map(_primed, bonds))
+            terms = [] if covariances is None else _pairs(network, cores, others, bonds, covariances)
+            pairs = _at(network, terms, at, double) if terms else rows
         rows = rows.reshape(*place.shape, p)
         if covariances is None:
-            both = jnp.matmul(rows.mT, jnp.concatenate([rows * w[..., None], t[..., None]], axis=-1))
-        elif joint:
-            pairs = joined(seconds, at).reshape(*place.shape, -1)
-            both = jnp.concatenate([(pairs * w[..., None]).sum(1), (rows * t[..., None]).sum(1)], axis=-1)
+            both = jnp.matmul(rows.mT, jnp.concatenate([rows * w, t], axis=-1)).reshape(len(group), -1)
         else:
-            double = (*bonds, *map(_primed, bonds))
-            pairs = _at(network, _pairs(network, cores, others, bonds, covariances), at, double)
-            gram = (pairs.reshape(*place.shape, p, p) * w[..., None, None]).sum(1)
-            both = jnp.concatenate([gram, (rows * t[..., None]).sum(1)[..., None]], axis=-1)
+            sums = (pairs.reshape(*place.shape, -1) * w).sum(1), (rows * t).sum(1)
+            both = jnp.concatenate(sums, axis=-1)
         return carry.at[group].add(both, indices_are_sorted=True), None
 
+    half = tables is not None and covariances is not None
+    width = (p * (p + 1) // 2 if half else p * p) + p
     chunks = places.reshape(-1, per_block, _WIDTH), groups.reshape(-1, per_block)
-    wide = (len(upper[0]) + p,) if joint and covariances is not None else (p, p + 1)
-    both, _ = jax.lax.scan(block, jnp.zeros((q, *wide), jnp.result_type(*cores.values())), chunks)
-    if len(wide) == 2:
+    both, _ = jax.lax.scan(block, jnp.zeros((q, width), jnp.result_type(*cores.values())), chunks)
+    if covariances is None:
+        both = both.reshape(q, p, p + 1)
         return both[..., :p], both[..., p]
-    place_of = np.zeros((p, p), int)
-    place_of[upper] = place_of[upper[::-1]] = np.arange(len(upper[0]))
-    return both[:, place_of], both[:, len(upper[0]) :]
+    gram, moment = both[:, :-p], both[:, -p:]
+    return (_symmetric(gram, p) if half else gram.reshape(q, p, p)), moment
+
+
+def _tables(network, cores, others, covariances) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Of CP: mode leg -> rows of its core, and mode leg -> the upper halves of their second moments."""
+    legs = {split_legs(network, c)[0][0]: c.name for c in others}
+    rows = {leg: to_rows(network, name, cores[name]) for leg, name in legs.items()}
+    upper = np.triu_indices(next(iter(rows.values())).shape[1])
+    return rows, {leg: _second(network, cores, name, covariances)[:, *upper] for leg, name in legs.items()}
+
+
+def _product(arrays: Sequence[Array]) -> Array:
+    first, *rest = arrays
+    return first * _product(rest) if rest else first
+
+
+def _symmetric(half: Float[Array, "q pairs"], p: int) -> Float[Array, "q p p"]:
+    """Matrices from their upper halves."""
+    upper = np.triu_indices(p)
+    gram = jnp.zeros((len(half), p, p), half.dtype)
+    return gram.at[:, *upper].set(half).at[:, *upper[::-1]].set(half)
 
 
 def expected_square(

@@ -1,0 +1,194 @@
+"""Components that the residual asks for: all of them at the start of a long list of entries, one at a time later."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayestensor.estimators.inputs import Observed
+from bayestensor.estimators.spectral import compressed
+from bayestensor.estimators.starting import best_starts, score, seen_noise, settle, settled, standing_out, work
+from bayestensor.models.conjugate import MAP, VARIATIONAL, Conjugate, State
+from bayestensor.models.effects import CONSTANT
+from bayestensor.priors.base import ScalePrior
+from bayestensor.tensor.network import Network
+from bayestensor.tensor.normal import Grid, Observations, from_rows, is_joint, row_shape, split_legs, to_rows
+
+_TOO_DEAR = 5e7  # multiplications of a sweep above which three random starts are too many
+_ABOVE = 1.1  # times what noise gives: the best rank-one fit to pure noise explains 0.7 to 0.95 of its bound, squared
+_STEPS = 10  # to the leading component
+_BLOCK = 1 << 16
+
+
+def starts_by_spectrum(model: Conjugate, given: Observed) -> bool:
+    """Whether random starts are too dear to try several, of a list of entries with nothing beside the network."""
+    plain = model.likelihood in ("gaussian", "student_t") and not model.effects
+    return plain and not given.dense and work(model.network, given) > _TOO_DEAR
+
+
+def spectral_start(
+    model: Conjugate,
+    prior_of: Callable[[Network], ScalePrior],
+    given: Observed,
+    values: np.ndarray,
+    sweeps_each: int,
+    key,
+) -> tuple[Conjugate, State]:
+    """The same network fitted to the small tensor within the modes' leading subspaces, and carried out of them.
+
+    Args:
+        model: of the whole tensor.
+        prior_of: the prior of the scales for a network; that of the small one is not the large one's.
+        given: the observed entries.
+        values: theirs, of mean square 1.
+        sweeps_each: mean-field sweeps from each start, and to settle.
+        key: for the starts.
+
+    Returns:
+        The model with the indices that stand out in the small tensor, and its state.
+    """
+    network = model.network
+    legs = {leg: row_shape(network, core.name)[1] for core in network.cores for leg in core.legs}
+    coords = _padded(given, network)
+    small = compressed(coords, values, network.shape, [legs[mode] for mode in network.modes])
+    size = math.sqrt(float((small.core**2).mean()))
+    inner_network = network.resized(dict(zip(network.modes, small.core.shape, strict=True)))
+    inner = replace(model, network=inner_network, prior=prior_of(inner_network), smooth=(), likelihood="gaussian")
+    whole = Observed(small.core.shape, np.argwhere(np.ones(small.core.shape, bool)), small.core.reshape(-1) / size)
+    data = Grid.build(small.core / size, np.ones(small.core.shape, bool))
+    start_key, warm_key = jax.random.split(key)
+    state = best_starts(inner, data, whole, sweeps_each, VARIATIONAL, 1, start_key)[0]
+    state = settled(inner, state, data, whole, sweeps_each, VARIATIONAL, warm_key)
+    noise = float(seen_noise(inner.network, state.precision, len(whole.values)))
+    norms = standing_out(inner.network, state.cores, noise)
+    kept = {bond: _or_largest(norm) for bond, norm in norms.items()}
+    inner, state = inner.keep(state, kept)
+    model = replace(model, network=network.resized(inner.network.ranks))
+    bases, cores = dict(zip(network.modes, small.bases, strict=True)), {}
+    for core in network.cores:
+        array = np.asarray(state.cores[core.name]) * size ** (1 / len(network.cores))
+        for axis, leg in enumerate(core.legs):
+            if leg in bases:
+                array = np.moveaxis(np.tensordot(bases[leg], array, (1, axis)), 0, axis)
+        cores[core.name] = jnp.asarray(array)
+    return model, model.start(cores, 1.0)
+
+
+def grow(
+    model: Conjugate,
+    state: State,
+    data: Observations,
+    given: Observed,
+    values: np.ndarray,
+    sweeps_each: int,
+    widen: bool,
+    key,
+) -> tuple[Conjugate, State]:
+    """Components of CP born, one after another, as long as the residual has one that stands out and `score` falls.
+
+    A newborn takes the place of a dead one, or, where all live and `widen` allows it, is one more.
+    """
+    if model.likelihood != "gaussian" or not is_joint(model.network):
+        return model, state
+    count, how = len(values), VARIATIONAL if state.covariances else MAP
+    while (newborn := leading(model, state, given, values)) is not None:
+        key, settle_key = jax.random.split(key)
+        larger, trial = with_component(model, state, newborn, count)
+        if larger.network != model.network and not widen:
+            break
+        trial = settle(larger, trial, data, sweeps_each, how, settle_key)
+        if score(larger, trial, count) >= score(model, state, count):
+            break
+        model, state = larger, trial
+    return model, state
+
+
+def leading(model: Conjugate, state: State, given: Observed, values: np.ndarray) -> list[np.ndarray] | None:
+    """Columns of the rank-one tensor nearest to what a CP fit leaves, at the observed entries; None if noise has one.
+
+    That is where it explains less than `(noise * sum of sqrt(n_k))^2`, as the best for a tensor of pure noise does
+    (Tomioka and Suzuki, arXiv 1407.1870).
+    """
+    coords, shape = _padded(given, model.network), model.network.shape
+    left = values - _fitted(model, state, coords)
+    small = compressed(coords, left, shape, [3] * len(shape))
+    columns = [basis @ vector for basis, vector in zip(small.bases, _rank_one(small.core), strict=True)]
+    for _ in range(_STEPS):
+        for mode, size in enumerate(shape):
+            others = math.prod(c[coords[:, k]] for k, c in enumerate(columns) if k != mode)
+            weight = np.bincount(coords[:, mode], others**2, minlength=size)
+            moment = np.bincount(coords[:, mode], others * left, minlength=size)
+            columns[mode] = moment / np.maximum(weight, 0.1 * weight.mean() + 1e-300)  # rows with next to no entry
+    fit = math.prod(c[coords[:, k]] for k, c in enumerate(columns))
+    gain = float((left**2).sum() - ((left - fit) ** 2).sum()) * float(state.precision)
+    return columns if gain > (_ABOVE * sum(map(math.sqrt, shape))) ** 2 else None
+
+
+def with_component(model: Conjugate, state: State, columns: list[np.ndarray], count: int) -> tuple[Conjugate, State]:
+    """Model and state with these columns in the place of the least of the dead components, or after the last."""
+    network, (bond,) = model.network, model.network.bonds
+    noise = float(seen_noise(network, state.precision, count))
+    norms = standing_out(network, state.cores, noise)[bond]
+    if (norms == 0).any():
+        place = int(np.argmin(norms))
+    else:
+        place = len(norms)
+        model = replace(model, network=network.resized({bond: place + 1}))
+    more = len(norms) == place
+    size = math.prod(float(np.linalg.norm(c)) for c in columns) ** (1 / len(columns))
+    cores, covariances, correlations = {}, {}, {}
+    for core in network.cores:
+        name, column = core.name, columns[network.modes.index(split_legs(network, core)[0][0])]
+        rows = np.pad(np.asarray(to_rows(network, name, state.cores[name])), ((0, 0), (0, more)))
+        rows[:, place] = column * (size / np.linalg.norm(column))
+        cores[name] = from_rows(model.network, name, jnp.asarray(rows))
+        if name in state.covariances:
+            covariances[name] = jnp.pad(state.covariances[name], ((0, 0), (0, more), (0, more)))
+        if name in state.correlations:
+            correlations[name] = jnp.pad(state.correlations[name], (0, more))
+    v = jnp.pad(state.scales[bond], (0, more))
+    scales = {bond: v.at[place].set(v.max())}
+    return model, State(cores, covariances, scales, correlations, state.precision, state.effects)
+
+
+def _fitted(model: Conjugate, state: State, coords: np.ndarray) -> np.ndarray:
+    """Tensor and effects at coordinates, of CP."""
+    network, out = model.network, np.empty(len(coords))
+    rows = [np.asarray(to_rows(network, core.name, state.cores[core.name])) for core in network.cores]
+    modes = [network.modes.index(split_legs(network, core)[0][0]) for core in network.cores]
+    for first in range(0, len(coords), _BLOCK):
+        at = coords[first : first + _BLOCK]
+        out[first : first + _BLOCK] = math.prod(r[at[:, k]] for r, k in zip(rows, modes, strict=True)).sum(1)
+    for name, value in state.effects.values.items():
+        out += np.asarray(value) if name == CONSTANT else np.asarray(value)[coords[:, network.modes.index(name)]]
+    return out
+
+
+def _rank_one(core: np.ndarray) -> list[np.ndarray]:
+    """Vectors whose outer product is near the best of a small tensor: power iterations from its singular vectors."""
+    unfolded = [np.moveaxis(core, k, 0).reshape(core.shape[k], -1) for k in range(core.ndim)]
+    vectors = [np.linalg.svd(matrix, full_matrices=False)[0][:, 0] for matrix in unfolded]
+    for _ in range(_STEPS):
+        for mode, matrix in enumerate(unfolded):
+            rest = np.ones(1)
+            for vector in vectors[:mode] + vectors[mode + 1 :]:
+                rest = np.kron(rest, vector)
+            found = matrix @ rest
+            norm = float(np.linalg.norm(found))
+            vectors[mode] = found / max(norm, 1e-300)
+    return [*vectors[:-1], vectors[-1] * norm]
+
+
+def _padded(given: Observed, network: Network) -> np.ndarray:
+    """Coordinates with zeros for the modes of size 1 that a network has beyond the tensor's own."""
+    return np.pad(given.coords, ((0, 0), (0, len(network.modes) - len(given.shape))))
+
+
+def _or_largest(norms: np.ndarray) -> np.ndarray:
+    """Places above zero, or that of the largest."""
+    return np.flatnonzero(norms) if norms.any() else np.array([0])
