@@ -36,7 +36,7 @@ _WHERE = {
     "nn.linear": ("MLP", "Linear"),
     "nn.recurrent": ("GRUCell", "LSTMCell", "recur"),
     "models.convnet": ("ConvNet",),
-    "models.likelihoods": ("Categorical", "Gaussian"),
+    "models.likelihoods": ("Bernoulli", "Categorical", "Gaussian"),
     "models.neural": ("NeuralModel",),
     "models.stage": ("Stage",),
     "inference.base": ("Engine", "Posterior"),

@@ -12,7 +12,7 @@ import pytest
 
 from bayestensor import data
 from bayestensor.data import cifar
-from bayestensor.data.augment import shift_images
+from bayestensor.data.augment import flip_images, shift_images
 
 RNG = np.random.default_rng(0)
 
@@ -59,3 +59,12 @@ def test_channels_move_together():
         alone = shift_images(jax.random.key(0), jnp.asarray(planes[..., channel]), 2)
         np.testing.assert_array_equal(moved[..., channel], alone)
     assert (np.asarray(moved) != planes).any()
+
+
+def test_about_half_of_the_images_are_mirrored_whole():
+    """Of 400 fair coins, 200 within 5 sd (50) but for 6e-7: a coin of 0.63 or 0.37 is caught with probability 0.5."""
+    images = RNG.normal(size=(400, 3, 4, 2)).astype(np.float32)
+    flipped = np.asarray(flip_images(jax.random.key(0), jnp.asarray(images)))
+    mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
+    np.testing.assert_array_equal(flipped[~mirrored], images[~mirrored])
+    assert abs(mirrored.sum() - 200) < 50

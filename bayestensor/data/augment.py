@@ -26,3 +26,9 @@ def shift_images(key: Key[Array, ""], images: Array, pixels: int, groups: int = 
         start = (zero, offsets[g, 0], offsets[g, 1], *[zero] * rest)
         moved.append(jax.lax.dynamic_slice(part, start, (part.shape[0], *images.shape[1:])))
     return jnp.concatenate(moved)
+
+
+def flip_images(key: Key[Array, ""], images: Array) -> Array:
+    """Images (batch, height, width, ...), each mirrored left to right with probability one half."""
+    coins = (jax.random.bits(key, (images.shape[0],)) % jnp.uint32(2)) == 0
+    return jnp.where(coins.reshape(-1, *[1] * (images.ndim - 1)), images[:, :, ::-1], images)

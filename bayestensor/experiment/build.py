@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from bayestensor.data.augment import shift_images
+from bayestensor.data.augment import flip_images, shift_images
 from bayestensor.experiment.check import MAX_NUTS, check
 from bayestensor.experiment.engines import DEFAULT_START, map_section
 from bayestensor.experiment.optimizers import optimizer
@@ -191,7 +191,13 @@ def scaler(shift: float, scale: float) -> Callable[[Array], Array]:
 
 def preparation(config: Config, scale: Callable[[Array], Array]) -> Callable[[Key[Array, ""], Array], Array]:
     """(key, raw training inputs) -> what the model sees: augmented, then scaled."""
-    pixels = config.train.shift_pixels
-    if not pixels:
-        return lambda key, raw: scale(raw)
-    return lambda key, raw: scale(shift_images(key, raw, pixels))
+    pixels, flip = config.train.shift_pixels, config.train.flip
+
+    def prepare(key: Key[Array, ""], raw: Array) -> Array:
+        if flip:
+            raw = flip_images(jax.random.fold_in(key, 1), raw)
+        if pixels:
+            raw = shift_images(key, raw, pixels)
+        return scale(raw)
+
+    return prepare

@@ -274,9 +274,10 @@ def _sampling_problems(config: Config) -> list[str]:
         found.append(
             f"engine.temperature: given {engine.temperature}; {engine.name} takes the posterior itself, expected 1"
         )
-    if isinstance(engine, Langevin) and engine.control_variate and config.train.shift_pixels:
+    if isinstance(engine, Langevin) and engine.control_variate and (config.train.shift_pixels or config.train.flip):
         found.append(
-            "engine.control_variate: the whole data's gradient has no random shifts; set train.shift_pixels: 0"
+            "engine.control_variate: the whole data's gradient has no random shifts or flips; set "
+            "train.shift_pixels: 0 and train.flip: false"
         )
     if isinstance(engine, Langevin) and engine.scale_draws is not None:
         if config.prior.name == "gamma":

@@ -25,6 +25,7 @@ class Train(Section):
     evaluate_every: Count = 1  # epochs
     patience: Count | None = None  # measurements in a row without a lower validation NLL that end training; null: none
     shift_pixels: Annotated[int, Field(ge=0, le=8)] = 0  # images move by up to this much, a fresh draw a step
+    flip: bool = False  # images are mirrored left to right with probability one half, a fresh draw a step
 
 
 class Prune(Section):

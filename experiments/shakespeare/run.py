@@ -24,7 +24,7 @@ from bayestensor.tensor.formats import FORMATS
 
 LENGTH, WIDTH, BLOCKS, HEADS = 64, 128, 2, 4
 SMALLER = 10
-EPOCHS, BATCH = 4, 32
+EPOCHS, BATCH = 1, 16
 RATES = {"dense": 2e-3}
 RATE = 6e-3  # of every format
 TEMPERATURE = 0.1
@@ -77,7 +77,7 @@ def row(format: str, seed: int, train: np.ndarray, test: np.ndarray, options) ->
         epochs=options.epochs,
         batch_size=BATCH,
         temperature=options.temperature,
-        ramp_epochs=1,
+        ramp_epochs=0.5,
         seed=seed,
         callback=lambda line: print(format, seed, line, round(time.process_time() - spent), flush=True),
     )
