@@ -307,6 +307,34 @@ def test_it_finds_coefficient_rank_noise_and_interval(problem):
     gaussian = scipy.stats.norm.logpdf(y[80:], mean, sd).mean()
     assert abs(fit.log_score(x[80:], y[80:]) - gaussian) < 0.05
     assert fit.draws_.shape == (2, 100)
+    left_out = fit.diagnostics_["left_out_density"]
+    assert (fit.diagnostics_["remainder"][0] is None) == (left_out["without"] > left_out["with"])
+
+
+@pytest.mark.slow
+def test_the_remainder_is_kept_where_data_left_out_ask_for_it():
+    """A sine and a square of two covariates need it; three glowing substances (see the notebook) do better without.
+
+    With a linear remainder forced upon them the second have rank 0, the low rank alone says nothing of the first.
+    """
+    rng = np.random.default_rng(2)
+    x, small = rng.normal(size=(160, 5, 4)), np.full((5, 4), 0.05)
+    small[0, 0] = small[1, 1] = 1
+    y = np.sin(2 * x[:, 0, 0]) + x[:, 1, 1] ** 2
+    kept, alone = (TensorRegressor(remainder=r, **FAST).fit(x[:80] * small, y[:80]) for r in ("auto", None))
+    assert kept.diagnostics_["remainder"][0] == "smooth" and kept.score(x[80:] * small, y[80:]) > 0.8
+    assert alone.score(x[80:] * small, y[80:]) < 0.3
+
+    emission, excitation = np.linspace(0, 1, 40)[:, None], np.linspace(0, 1, 12)[None]
+    places = ((0.35, 0.14, 0.45, 0.13), (0.15, 0.11, 0.38, 0.11), (0.65, 0.17, 0.82, 0.15))
+    glow = [np.exp(-(((emission - a) / b) ** 2) / 2 - ((excitation - c) / d) ** 2 / 2) for a, b, c, d in places]
+    amount = rng.gamma(4.0, 0.25, size=(60, 3))
+    x = (1 + 0.03 * rng.normal(size=(60, 1, 1))) * np.einsum("nk,kij->nij", amount, glow)
+    x += 0.02 * rng.normal(size=x.shape)
+    settings = FAST | {"burn_in": 200, "smooth": "auto"}
+    fits = [TensorRegressor(remainder=r, **settings).fit(x, amount[:, :2]) for r in ("auto", "linear")]
+    assert [fit.rank_ for fit in fits] == [2, 0]
+    assert fits[0].diagnostics_["remainder"][0] is None
 
 
 @pytest.mark.parametrize("kind", ["flat with shape", "a column", "units"])

@@ -18,7 +18,7 @@ import yaml
 from click.testing import CliRunner
 
 from bayestensor import cli
-from bayestensor.errors import DataError, RunError
+from bayestensor.errors import ConfigError, DataError, RunError
 from bayestensor.experiment import build, config, folder, measure, pruning, run, session
 from bayestensor.experiment.config import Prune
 from bayestensor.experiment.progress import Silent
@@ -185,6 +185,36 @@ def test_a_run_between_measurements_is_not_measured(tmp_path):
     heard = Heard()
     run.run(settings(train={"epochs": 3, "evaluate_every": 2}, prune={"epochs": []}), tmp_path / "r", progress=heard)
     assert [record["epoch"] for record in heard.records] == [2, 3]  # the last one always
+
+
+def test_patience_ends_training_where_held_out_data_are_told_best(tmp_path, monkeypatch):
+    """Validation NLLs as given here: cuts after 1, best after 3, two no better; four epochs never run."""
+    told = iter([0.1, 0.5, 0.4, 0.6, 0.4, 0.3])
+    changed = settings(train={"epochs": 9, "evaluate_every": 1, "patience": 2}, prune={"epochs": [1]})
+    measured = session.Session._measured
+    monkeypatch.setattr(session.Session, "_measured", lambda self: measured(self) | {"validation_nll": next(told)})
+    saved: dict[int, np.ndarray] = {}
+    compare = session.Session._compare
+
+    def noting(self, nll):
+        saved[self.epoch] = np.asarray(self.position["weights"]["layers"][0]["kernel"]["cores"]["core0"])
+        compare(self, nll)
+
+    monkeypatch.setattr(session.Session, "_compare", noting)
+    heard = Heard()
+    run.run(changed, tmp_path / "r", progress=heard)
+    assert [record["epoch"] for record in heard.records] == [1, 2, 3, 4, 5]
+    assert heard.lines[-1] == "the model is that of epoch 3, whose validation NLL 0.4000 is lowest"
+    with np.load(tmp_path / "r" / "model.npz") as found:
+        np.testing.assert_array_equal(found["layers.0.core0"], saved[3])
+        assert (found["layers.0.core0"] != saved[5]).any()
+    flat, _ = checkpoint.load(checkpoint.latest(tmp_path / "r" / "checkpoints"))
+    np.testing.assert_array_equal(flat["state/position/weights/layers/0/kernel/cores/core0"], saved[3])
+
+
+def test_patience_needs_data_to_be_patient_with():
+    with pytest.raises(ConfigError, match=r"train.patience: given 3 without held-out data; set data.validation"):
+        settings(data={"validation": 0.0}, train={"patience": 3})
 
 
 def test_the_dense_twin_is_a_run_of_its_own(finished):

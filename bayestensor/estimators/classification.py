@@ -139,7 +139,8 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         rest = tuple(map(jnp.asarray, zeros))
         alone = replace(data, basis=jnp.zeros_like(data.basis))
         first = warmed_up(self, partial(sweeps, model), seed, LogisticState(starts(model, chains, seed), *rest), alone)
-        return run_chains(self, partial(sweeps, model), seed, first._replace(z=rest[1], ratio=rest[2]), data)
+        first = first._replace(z=rest[1], ratio=rest[2])
+        return run_chains(self, partial(sweeps, model), seed, first, data, self.burn_in, self.num_draws)
 
     def _summarise(self, trace: LogisticState, cols: tuple[int, ...], counted: Any, fitted: np.ndarray) -> None:
         cores = self.draws_.flat()["cores"]

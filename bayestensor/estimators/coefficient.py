@@ -28,7 +28,7 @@ from bayestensor.typing import Array, Bool, Float
 
 INFERENCE = ("gibbs", "map")
 _WIDEST = {"cp": 8}  # largest default rank; of the other formats 5
-_WARM, _BURNT = 2**31, 2**30  # portions of the warm-up, and of chains that go on from it, are numbered from here
+_WARM = 2**31  # portions of the warm-up are numbered from here: their keys are their own
 _R_HAT = 1.05  # above this chains have not come together
 _LARGEST_BLOCK = 150  # most bond indices of a core that 'auto' asks for
 _LARGEST_SYSTEM = 1500  # most unknowns or rows, whichever are fewer, of a core's equations that 'auto' asks for
@@ -167,18 +167,22 @@ def warmed_up(estimator: Any, sweeps: Any, seed: int, states: Any, alone: Any) -
     return states
 
 
-def run_chains(estimator: Any, sweeps: Any, seed: int, states: Any, data: Any, burnt: bool = False) -> Any:
-    """Burn in (unless `burnt`) and draw, a portion of sweeps a call: the kept states [chain, draw, ...] in NumPy.
+def run_chains(
+    estimator: Any, sweeps: Any, seed: int, states: Any, data: Any, burn_in: int, draws: int, first: int = 0
+) -> Any:
+    """Burn in and draw, a portion of sweeps a call: the kept states [chain, draw, ...] as NumPy arrays.
+
+    Portions are numbered from `first`, for keys of their own. Of a mode the last state alone is kept.
 
     Raises:
         FloatingPointError: a state that is not finite.
     """
     gibbs = estimator.inference == "gibbs"
-    kept = estimator.num_draws if gibbs else 1
-    portions = -(-((0 if burnt else estimator.burn_in) + kept) // PORTION)
+    kept = draws if gibbs else 1
+    portions = -(-(burn_in + kept) // PORTION)
     traces = []
     for part in range(portions):
-        own = np.uint32(part + (_BURNT if burnt else 0))
+        own = np.uint32(first + part)
         states, trace = sweeps(np.uint32(seed), own, states, data, 1.0 if gibbs else 0.0)
         if (portions - part - 1) * PORTION < kept:
             traces.append(jax.tree.map(np.asarray, trace))

@@ -82,7 +82,7 @@ class TensorCompletion(BaseEstimator):
         conformal_by: Any = "random",
         inference: str = "gibbs",
         num_draws: int = 100,
-        burn_in: int = 30,
+        burn_in: int = 60,
         chains: Any = "auto",
         warm_up: int = 60,
         random_state: Any = None,

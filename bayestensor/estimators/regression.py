@@ -50,6 +50,8 @@ from bayestensor.tensor.network import Network
 
 _WATCHED = 32  # responses whose fitted values are compared between chains
 _BLOCK = 4_000_000  # predictive means held at once
+_TRIAL = 50  # draws of the low rank alone by which it is compared
+_OTHER = 2**29  # portions of these are numbered from here
 _MEMBERS = 100  # draws whose mixture gives the intervals: each is a Gaussian that knows noise and remainder
 
 
@@ -127,18 +129,20 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
         data = self._shared(model, first._replace(coefficient=first.coefficient._replace(cores=none)))
         first = warmed_up(self, moves, seed, first, _alone(data))
         self._data = self._shared(model, first)
-        trace = run_chains(self, moves, seed, first, self._data)
+        run = partial(run_chains, self, moves, seed)
+        trace = run(first, self._data, self.burn_in, self.num_draws)
         if self.remainder != "auto" or self.inference != "gibbs":
             return trace, {}
-        alone = run_chains(self, moves, seed, first, _alone(self._data), burnt=True)
+        alone = _alone(self._data)
+        trial = run(first, alone, self.burn_in // 2, min(_TRIAL, self.num_draws), first=_OTHER)
         found = {
             name: float(left_out_density(model.network, _as_draws(t).flat(), data, self._remainder.vectors, y).mean())
-            for name, t, data in (("with", trace, self._data), ("without", alone, _alone(self._data)))
+            for name, t, data in (("with", trace, self._data), ("without", trial, alone))
         }
         if found["without"] > found["with"]:
-            self._data = jax.tree.map(np.asarray, _alone(self._data))
+            self._data = jax.tree.map(np.asarray, alone)
             self._remainder = replace(self._remainder, kind=None, spectrum=0 * self._remainder.spectrum, length=0.0)
-            trace = alone
+            trace = run(jax.tree.map(lambda a: a[:, -1], trial), alone, 0, self.num_draws, first=2 * _OTHER)
         return trace, found
 
     def _shared(self, model: Coefficient, states: RegressionState) -> Centred:

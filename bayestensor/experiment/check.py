@@ -216,6 +216,11 @@ def _time_problems(config: Config) -> list[str]:
         )
     if config.train.evaluate_every > epochs:
         found.append(f"train.evaluate_every: given {config.train.evaluate_every}; expected at most {epochs} epochs")
+    if config.train.patience is not None and not config.data.validation:
+        found.append(
+            f"train.patience: given {config.train.patience} without held-out data; set data.validation: 0.1, "
+            "or leave it out"
+        )
     budgets = [key for key in ("max_params", "max_flops", "max_ms") if getattr(config.prune, key) is not None]
     if budgets and not cuts:
         found.append(f"prune.{budgets[0]}: given without prune.epochs; a budget is met at those, expected at least one")

@@ -23,6 +23,7 @@ class Train(Section):
     epochs: Count = 40
     batch_size: Count = 128
     evaluate_every: Count = 1  # epochs
+    patience: Count | None = None  # measurements in a row without a lower validation NLL that end training; null: none
     shift_pixels: Annotated[int, Field(ge=0, le=8)] = 0  # images move by up to this much, a fresh draw a step
 
 

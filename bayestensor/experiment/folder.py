@@ -81,6 +81,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """Folder of the checkpoint with the lowest validation NLL, where training may stop early."""
+        return self.path / "best"
+
+    @property
     def model_stem(self) -> Path:
         """Of model.npz and model.json."""
         return self.path / "model"

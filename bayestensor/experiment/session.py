@@ -27,7 +27,7 @@ from bayestensor.typing import Position
 
 CHUNKS_PER_EPOCH = 8  # how often progress moves and a checkpoint may fall due
 SECONDS_PER_CHECKPOINT = 60.0  # besides one at each epoch's end
-_KEPT = ("epoch", "step", "collapsed", "before_pruning", "first_step_seconds")  # of a session, in its checkpoints
+_KEPT = ("epoch", "step", "collapsed", "before_pruning", "first_step_seconds", "lowest", "waited")  # in checkpoints
 
 
 class Sets(NamedTuple):
@@ -79,6 +79,8 @@ class Session:
         self.first_step_seconds: float | None = None
         self.collapsed: list[str] = []
         self.before_pruning: dict[str, Any] | None = None  # what the first cut found
+        self.lowest: float | None = None  # validation NLL since the last cut, where training may stop early
+        self.waited = 0  # measurements since
         self._restore(fresh)
 
     def _take_data(self, sets: Sets) -> None:
@@ -109,8 +111,11 @@ class Session:
         steps = self.trainer.steps_per_epoch
         facts = {"name": self.config.name, "parameters": self.params_initial, "epochs": self.epochs}
         self.progress.started(facts | {"steps_per_epoch": steps, "first_epoch": self.epoch})
-        while self.epoch < self.epochs:
+        patience = self.config.train.patience
+        while self.epoch < self.epochs and (patience is None or self.waited < patience):
             self._train_epoch()
+        if self.waited:
+            self._go_back()
 
     def _train_epoch(self) -> None:
         steps = self.trainer.steps_per_epoch
@@ -140,8 +145,31 @@ class Session:
         self.carry = self.trainer.new_epoch(self.carry.state)
         if pruned or self.epoch % self.config.train.evaluate_every == 0 or self.epoch == self.epochs:
             record |= self._measured()
+            if self.config.train.patience is not None and self.epoch > max(self.config.prune.epochs, default=0):
+                self._compare(record["validation_nll"])
             self.folder.append_metrics(record)
             self.progress.evaluated(record)
+        self._save()
+
+    def _compare(self, nll: float) -> None:
+        """Note a validation NLL after the last cut; what has the lowest so far is kept beside the checkpoints."""
+        if self.lowest is not None and not nll < self.lowest:
+            self.waited += 1
+            return
+        self.lowest, self.waited = nll, 0
+        path = checkpoint.step_path(self.folder.best, self.epoch * self.trainer.steps_per_epoch)
+        checkpoint.save(path, self.carry, {"epoch": self.epoch}, keep=1)
+
+    def _go_back(self) -> None:
+        """To where the validation NLL was lowest; training ends there."""
+        found = checkpoint.latest(self.folder.best)
+        if found is None:
+            raise RunError(f"{self.folder.best}: the best epoch's checkpoint is gone; start the run again")
+        carry, meta = checkpoint.load(found, jax.eval_shape(lambda carry: carry, self.carry))
+        self.carry = jax.tree.map(jnp.asarray, carry)
+        self.progress.said(
+            f"the model is that of epoch {meta['epoch']}, whose validation NLL {self.lowest:.4f} is lowest"
+        )
         self._save()
 
     def _prune(self) -> None:
@@ -239,7 +267,7 @@ class Session:
             carry, _ = checkpoint.load(found, template)
             self.carry = jax.tree.map(jnp.asarray, carry)
             for name in _KEPT:
-                setattr(self, name, meta[name])
+                setattr(self, name, meta.get(name, getattr(self, name)))  # a run begun by an earlier version lacks some
             self.started -= meta["seconds"]
             self.trainer.compile_seconds += meta["compile_seconds"]
             self.saved = time.perf_counter()

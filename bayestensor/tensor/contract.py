@@ -17,6 +17,7 @@ from bayestensor.tensor.plan import Plan, check_plan, plan_matvec
 from bayestensor.typing import Array, Float, Int
 
 MOST_ROWS = 4  # per lookup: up to so many rows of a product of cores are formed for all lookups together
+MOST_WIDTH = 4  # rows of X: as many numbers may a lookup gather from such a product
 
 Term: TypeAlias = tuple[Array, tuple[str, ...]]  # an array and the names of its axes
 
@@ -167,18 +168,26 @@ def rows(tensor: Factored, index: Int[Array, "*batch"]) -> Float[Array, "*batch 
 
 
 def _tables(tensor: Factored, most: int) -> list[Term]:
-    """Cores contracted with each other as long as no product has more than `most` combinations of row modes.
+    """Cores contracted with each other as long as no product has more than `most` combinations of row modes, or asks
+    a lookup to gather many more numbers than its two parts do.
 
     Products of whole tables are few and large; those of gathered slices are one small product a lookup.
     """
     size, rows = tensor.network.size, tensor.network.rows
     terms = _core_terms(tensor)
+    width = tensor.network.matrix_shape[1]
+
+    def gathered(legs: Sequence[str]) -> int:
+        """Numbers a lookup; what has no row mode is not gathered, but multiplied with for all lookups together."""
+        return math.prod(size[leg] for leg in legs if leg not in rows) if set(legs) & set(rows) else 0
+
     while True:
         pairs = []
         for (j, (_, one)), (k, (_, two)) in itertools.combinations(enumerate(terms), 2):
             others = {leg for i, (_, legs) in enumerate(terms) if i not in (j, k) for leg in legs}
             legs = tuple(leg for leg in dict.fromkeys(one + two) if leg in others or leg in tensor.network.modes)
-            if set(one) & set(two) and math.prod(size[leg] for leg in legs if leg in rows) <= most:
+            few = math.prod(size[leg] for leg in legs if leg in rows) <= most
+            if set(one) & set(two) and few and gathered(legs) <= max(gathered(one) + gathered(two), MOST_WIDTH * width):
                 pairs.append((math.prod(size[leg] for leg in legs), j, k, legs))
         if not pairs:
             return terms

@@ -1,6 +1,6 @@
 """SIGKILLs at random moments: is what a resumed run leaves bitwise what it leaves without a stop?
 
-python experiments/kill_resume/kill.py [--engines map sghmc svgd] [--kills 20] [--seed 0]
+python experiments/kill_resume/kill.py [--engines svgd nuts] [--kills 20] [--seed 0]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Lookups in an embedding table of 10^7 x 128 that is never built: rate, time of a step, parameters, memory.
 
-python experiments/lookups/bench.py [--rows 10000000] [--batch 2048] [--out experiments/lookups/results.jsonl]
+python experiments/lookups/bench.py [--rows 10000000] [--batch 2048] [--formats ...] [--out experiments/lookups/results.jsonl]
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from bayestensor.tensor.sized import embed_network
 FEATURES = 128
 DENSE_ROWS = 10**6  # 0.5 GB; a gather and its sparse update do not get faster with fewer rows that miss the cache
 WAYS = [(f, r, order) for f in ("tensor_train", "tt_matrix") for order in (3, 4) for r in (16, 32)] + [
-    ("tt_matrix", 16, 8)
+    ("tt_matrix", 16, 8),
+    ("cp", 32, 3),
 ]
 
 
-def networks(count: int, batch: int):
+def networks(count: int, formats: list[str]):
     """(name, parameters, compiled lookup, compiled step, weights) of each way."""
     for format, rank, order in WAYS:
+        if format not in formats:
+            continue
         network = embed_network(count, FEATURES, format, rank, order)
         tensor = bt.initialise(jax.random.key(0), network, 1 / FEATURES)
 
@@ -37,6 +40,9 @@ def networks(count: int, batch: int):
             return jax.tree.map(lambda core, slope: core - 1e-6 * slope, tensor, gradient)
 
         yield {"format": format, "order": order, "rank": rank}, network.num_parameters, rows, step, tensor
+
+    if "dense" not in formats:
+        return
 
     def sparse(table, index, target):
         return table.at[index].add(-1e-6 * 2 * (table[index] - target))
@@ -50,12 +56,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10**7)
     parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--formats", nargs="+", default=["tensor_train", "tt_matrix", "cp", "dense"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.jsonl"))
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     target = jnp.asarray(rng.normal(size=(options.batch, FEATURES)).astype(np.float32))
-    for about, parameters, look, step, weights in networks(options.rows, options.batch):
+    for about, parameters, look, step, weights in networks(options.rows, options.formats):
         limit = DENSE_ROWS if about["format"] == "dense" else options.rows
         index = jnp.asarray(rng.integers(0, limit, options.batch).astype(np.int32))
         lookup = jax.jit(look).lower(weights, index).compile()
