@@ -44,6 +44,9 @@ class TensorCompletion(BaseEstimator):
             approximation; of counts in the millions take logarithms instead, because the sweeps get there slowly).
         effects: modes whose every index has an offset of its own, shrunk and learnt (users, items, times), around a
             constant; 'auto' for all modes, () for none. Answers and counts have the constant in any case.
+        side: mode -> features of its indices, an array (size of the mode, any number): rows of that mode's factor lie
+            around a shrunk linear map of them, so that a slice without an observation is predicted from its features
+            (see `models.side`); in place of `smooth` for that mode. None for none.
         conformal: share of the observed entries that the fit leaves out, for `conformal_interval`; 0 for none.
         conformal_by: what is left out: 'random' entries, or whole fibres along a mode (its number).
         inference: 'gibbs' (draws, the only one whose intervals hold the whole posterior), 'variational' (mean field:
@@ -74,6 +77,7 @@ class TensorCompletion(BaseEstimator):
         smooth: Any = "auto",
         likelihood: str = "gaussian",
         effects: Any = (),
+        side: Any = None,
         conformal: float = 0.0,
         conformal_by: Any = "random",
         inference: str = "gibbs",
@@ -89,6 +93,7 @@ class TensorCompletion(BaseEstimator):
         self.smooth = smooth
         self.likelihood = likelihood
         self.effects = effects
+        self.side = side
         self.conformal = conformal
         self.conformal_by = conformal_by
         self.inference = inference
@@ -131,7 +136,7 @@ class TensorCompletion(BaseEstimator):
         self.scale_ = 1.0 if discrete else _root_mean_square(given.values)
         network = default_network(self.format_, given.shape, len(given.values), self.max_rank)
         sizes = self.num_draws, self.burn_in, self.warm_up, self.chains
-        plan = Plan(self.prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects)
+        plan = Plan(self.prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects, self.side)
         with jax.enable_x64(True):
             fit = closed_form_fit(network, given, given.values / self.scale_, plan, jax.random.key(seed))
         self._given = given

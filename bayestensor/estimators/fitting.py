@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from bayestensor.estimators.starting import (
 )
 from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, How, State, refreshed, sweeps
 from bayestensor.models.effects import effect_names
+from bayestensor.models.side import Features
 from bayestensor.priors import InverseGamma
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.formats import FORMATS
@@ -54,6 +56,7 @@ class Plan:
     chains: Any = "auto"
     likelihood: str = "gaussian"
     effects: Any = ()
+    side: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +121,7 @@ def smooth_cores(network: Network, smooth: Any) -> tuple[str, ...]:
     Raises:
         ValueError: a mode that is none, or that shares its cores.
     """
-    lone = {}
-    for core in network.cores:
-        open_, _ = split_legs(network, core)
-        if len(open_) == 1:
-            lone[network.modes.index(open_[0])] = core.name
+    lone = _lone_cores(network)
     if isinstance(smooth, str):
         if smooth != "auto":
             raise ValueError(f"smooth is {smooth!r}; 'auto' or a tuple of modes (0, 1, ...) is needed")
@@ -133,17 +132,46 @@ def smooth_cores(network: Network, smooth: Any) -> tuple[str, ...]:
     return tuple(lone[mode] for mode in smooth if network.shape[mode] > 1)
 
 
+def side_features(network: Network, side: Any) -> tuple[tuple[str, Features], ...]:
+    """(core, features) of the modes that have some.
+
+    Raises:
+        ValueError: no mapping, a mode that is none or shares its cores, or features that are none.
+    """
+    if side is None:
+        return ()
+    if not isinstance(side, Mapping):
+        raise ValueError(f"side is {type(side).__name__}; a mapping mode -> features (size of the mode, any) is needed")
+    lone = _lone_cores(network)
+    if wrong := [mode for mode in side if mode not in lone]:
+        raise ValueError(f"side names modes {wrong}; in this network {sorted(lone)} can have features")
+    return tuple((lone[mode], Features.build(x, network.shape[mode], mode)) for mode, x in sorted(side.items()))
+
+
+def _lone_cores(network: Network) -> dict[int, str]:
+    """Mode -> the core that it has to itself."""
+    lone = {}
+    for core in network.cores:
+        open_, _ = split_legs(network, core)
+        if len(open_) == 1:
+            lone[network.modes.index(open_[0])] = core.name
+    return lone
+
+
 def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan: Plan, key: Key[Array, ""]) -> Fit:
     """Find basins and ranks by mean-field sweeps from several starts, cut dead slices, then draw from each."""
     began = time.perf_counter()
     data = observations(network, given, values)
+    sides = side_features(network, plan.side)
+    smooth = tuple(name for name in smooth_cores(network, plan.smooth) if name not in dict(sides))
     model = Conjugate(
         network,
         plan.prior or default_prior(network),
         core_variance(network, 1.0),
-        smooth_cores(network, plan.smooth),
+        smooth,
         plan.likelihood,
         effect_names(plan.likelihood, plan.effects, network.modes, len(given.shape)),
+        sides,
     )
     start_key, key = jax.random.split(key)
     how = MAP if plan.inference == "map" else VARIATIONAL
@@ -276,4 +304,4 @@ def _from_mean_field(state: State, n: int, key, model: Conjugate) -> State:
         sd = jnp.sqrt(state.effects.variances[name]) * (n > 1)
         effects[name] = value + sd * jax.random.normal(jax.random.fold_in(key, k), (n, *value.shape))
     precision, correlations = jnp.broadcast_to(state.precision, n), {k: v[None] for k, v in state.correlations.items()}
-    return State(cores, {}, {}, correlations, precision, state.effects._replace(values=effects))
+    return State(cores, {}, {}, correlations, precision, state.effects._replace(values=effects), {})

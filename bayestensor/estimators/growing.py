@@ -58,7 +58,9 @@ def spectral_start(
     small = compressed(coords, values, network.shape, [legs[mode] for mode in network.modes])
     size = math.sqrt(float((small.core**2).mean()))
     inner_network = network.resized(dict(zip(network.modes, small.core.shape, strict=True)))
-    inner = replace(model, network=inner_network, prior=prior_of(inner_network), smooth=(), likelihood="gaussian")
+    inner = replace(
+        model, network=inner_network, prior=prior_of(inner_network), smooth=(), likelihood="gaussian", sides=()
+    )
     whole = Observed(small.core.shape, np.argwhere(np.ones(small.core.shape, bool)), small.core.reshape(-1) / size)
     data = Grid.build(small.core / size, np.ones(small.core.shape, bool))
     start_key, warm_key = jax.random.split(key)
@@ -141,7 +143,7 @@ def with_component(model: Conjugate, state: State, columns: list[np.ndarray], co
         model = replace(model, network=network.resized({bond: place + 1}))
     more = len(norms) == place
     size = math.prod(float(np.linalg.norm(c)) for c in columns) ** (1 / len(columns))
-    cores, covariances, correlations = {}, {}, {}
+    cores, covariances, correlations, sides = {}, {}, {}, {}
     for core in network.cores:
         name, column = core.name, columns[network.modes.index(split_legs(network, core)[0][0])]
         rows = np.pad(np.asarray(to_rows(network, name, state.cores[name])), ((0, 0), (0, more)))
@@ -151,9 +153,12 @@ def with_component(model: Conjugate, state: State, columns: list[np.ndarray], co
             covariances[name] = jnp.pad(state.covariances[name], ((0, 0), (0, more), (0, more)))
         if name in state.correlations:
             correlations[name] = jnp.pad(state.correlations[name], (0, more))
+        if name in state.sides:
+            side = state.sides[name]
+            sides[name] = side._replace(map=jnp.pad(side.map, ((0, 0), (0, more))))
     v = jnp.pad(state.scales[bond], (0, more))
     scales = {bond: v.at[place].set(v.max())}
-    return model, State(cores, covariances, scales, correlations, state.precision, state.effects)
+    return model, State(cores, covariances, scales, correlations, state.precision, state.effects, sides)
 
 
 def _fitted(model: Conjugate, state: State, coords: np.ndarray) -> np.ndarray:

@@ -124,7 +124,7 @@ def repeated(model: Conjugate, state: State, count: int) -> np.ndarray:
     norm = next(iter(standing_out(model.network, state.cores, noise).values()))
     alike = np.ones((len(norm), len(norm)))
     for rows in _component_rows(model, state).values():
-        unit = rows / np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
+        unit = rows / np.maximum(np.linalg.norm(rows, axis=0), 1e-150)  # squares of less are zero
         alike *= np.abs(unit.T @ unit)
     stronger = (norm[None, :] > norm[:, None]) & (norm[:, None] > 0)
     return np.any(stronger & (alike > _ALIKE), axis=1)

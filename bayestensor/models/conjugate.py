@@ -20,16 +20,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayestensor.models import side
 from bayestensor.models.augment import DISCRETE, augmented, dispersion
 from bayestensor.models.compiled import quick_jit
 from bayestensor.models.effects import Effects, spread_out, taken_off, update
 from bayestensor.models.effects import start as no_effects
 from bayestensor.models.rows import chain_posterior, pick_correlations, row_posterior
+from bayestensor.models.side import Features, Side
 from bayestensor.priors.base import ScalePrior, conditional
 from bayestensor.priors.log_gamma import draw_log_gamma
 from bayestensor.tensor.contract import bond_energy, contract
 from bayestensor.tensor.network import Factored, Network
-from bayestensor.tensor.normal import Observations, from_rows, normal_equations, row_shape, split_legs
+from bayestensor.tensor.normal import (
+    Observations,
+    from_rows,
+    is_joint,
+    normal_equations,
+    row_shape,
+    split_legs,
+    to_rows,
+)
 from bayestensor.typing import Array, Float, Key
 
 HIGHEST_PRECISION = 1e12  # of data scaled to mean square 1: noise below 1e-6 is no noise
@@ -60,6 +70,7 @@ class State(NamedTuple):
     correlations: dict[str, Array]  # of neighbouring rows: smooth core -> [p]
     precision: Array  # of the noise
     effects: Effects
+    sides: dict[str, Side]  # of cores whose mode has features
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,7 @@ class Conjugate:
         smooth: names of cores whose rows are an autoregression; each has one mode leg.
         likelihood: one of `augment.LIKELIHOODS`; for 'bernoulli' and 'poisson' the noise precision is held at 1.
         effects: names of the additive ones (see `models.effects`).
+        sides: (core, features) of cores whose rows follow features of their one mode (see `models.side`).
     """
 
     network: Network
@@ -81,6 +93,7 @@ class Conjugate:
     smooth: tuple[str, ...] = ()
     likelihood: str = "gaussian"
     effects: tuple[str, ...] = ()
+    sides: tuple[tuple[str, Features], ...] = ()
 
     @property
     def discrete(self) -> bool:
@@ -98,7 +111,8 @@ class Conjugate:
         scales = {bond: jnp.ones(size, dtype) for bond, size in self.network.ranks.items()}
         correlations = {name: jnp.full(shapes[name][1], 0.5, dtype) for name in self.smooth}
         effects = no_effects(self.effects, self.network.size, constant, dtype)
-        return State(cores, covariances, scales, correlations, jnp.asarray(precision, dtype), effects)
+        sides = {name: side.start(features, shapes[name][1], dtype) for name, features in self.sides}
+        return State(cores, covariances, scales, correlations, jnp.asarray(precision, dtype), effects, sides)
 
     def keep(self, state: State, indices: Mapping[str, np.ndarray]) -> tuple[Conjugate, State]:
         """Model and state with only the given indices of each bond; sigma_core^2 stays what it was."""
@@ -110,7 +124,7 @@ class Conjugate:
                 array = jnp.take(array, np.asarray(indices[leg]), axis=axis) if leg in indices else array
             return array
 
-        cores, covariances, correlations = {}, {}, {}
+        cores, covariances, correlations, sides = {}, {}, {}, {}
         for core in self.network.cores:
             cores[core.name] = cut(state.cores[core.name], core.legs)
             _, bonds = split_legs(self.network, core)
@@ -121,8 +135,13 @@ class Conjugate:
             if core.name in self.smooth:
                 columns = state.correlations[core.name].reshape([self.network.size[b] for b in bonds])
                 correlations[core.name] = cut(columns, bonds).reshape(p)
+            if core.name in state.sides:
+                old = state.sides[core.name]
+                columns = old.map.reshape(-1, *[self.network.size[b] for b in bonds])
+                sides[core.name] = old._replace(map=cut(columns, ("", *bonds)).reshape(-1, p))
         scales = {bond: cut(v, (bond,)) for bond, v in state.scales.items()}
-        return smaller, state._replace(cores=cores, covariances=covariances, scales=scales, correlations=correlations)
+        state = state._replace(cores=cores, covariances=covariances, scales=scales)
+        return smaller, state._replace(correlations=correlations, sides=sides)
 
     def values(self, state: State, data: Observations) -> tuple[Array, Array]:
         """At the observations: (what the network says, constant and offsets)."""
@@ -142,6 +161,9 @@ class Conjugate:
         """
         draw, spreads = how
         core_key, scale_key, noise_key, correlation_key, hidden_key, effect_key = jax.random.split(key, 6)
+        features = dict(self.sides)
+        if features:
+            correlation_key, strength_key, map_key, gauge_key = jax.random.split(correlation_key, 4)
         effects, modes = state.effects, self.network.modes
         if self.likelihood != "gaussian" or self.effects:
             x, total = self.values(state, data)
@@ -158,7 +180,8 @@ class Conjugate:
         for k, (name, (q, p)) in enumerate(shapes.items()):
             gram, moment = normal_equations(self.network, cores, name, data, covariances or None)
             d = precisions[name] = prior_precision(self.network, name, state.scales, self.variance)
-            scaled = state.precision * gram, state.precision * moment, d, pieces[k].reshape(q, p)
+            pull = d[None] * side.mean(features[name], state.sides[name]) if name in features else 0.0
+            scaled = state.precision * gram, state.precision * moment + pull, d, pieces[k].reshape(q, p)
             if name in self.smooth:
                 rows, spread, lag = chain_posterior(*scaled, correlations[name])
                 pairs[name] = rows[1:] * rows[:-1] + (spreads * lag[:-1] if covariances else 0.0)
@@ -171,16 +194,47 @@ class Conjugate:
                 seconds[name], second = seconds[name] + jnp.diagonal(spread, axis1=1, axis2=2), second + spread
         if self.smooth:
             correlations = pick_correlations(correlation_key, seconds, pairs, precisions, draw)
-        squares = {}
-        for name, own in seconds.items():
+        squares, strengths = {}, {}
+        for k, (name, own) in enumerate(seconds.items()):
+            if name in features:
+                own_key, about = jax.random.fold_in(strength_key, k), to_rows(self.network, name, cores[name])
+                picked = side.pick_strength(own_key, features[name], about, precisions[name], draw)
+                strengths[name], explained = picked
+                own = own * jnp.maximum(1 - explained / jnp.maximum(own.sum(0), 1e-300), 0)[None]
             if name in self.smooth:
                 rho, pair = correlations[name][None], pairs[name]
                 own = jnp.concatenate([own[:1] * (1 - rho**2), own[1:] - 2 * rho * pair + rho**2 * own[:-1]])
             squares[name] = from_rows(self.network, name, jnp.sqrt(jnp.maximum(own, 0)))
         residual = data.energy + (second * gram).sum() - 2 * (moment * rows).sum()
         precision = pick_precision(noise_key, data.count, jnp.maximum(residual, 0), draw)
+        if features and is_joint(self.network):
+            moved = _rebalanced(
+                gauge_key, self.network, cores, covariances, squares, precisions, next(iter(features)), draw
+            )
+            cores, covariances, squares = moved
         scales = pick_scales(scale_key, self.network, self.prior, self.variance, state.scales, squares, draw)
-        return State(cores, covariances, scales, correlations, jnp.where(hold, state.precision, precision), effects)
+        sides = {}
+        for k, (name, strength) in enumerate(strengths.items()):
+            d = prior_precision(self.network, name, scales, self.variance)
+            about = to_rows(self.network, name, cores[name])
+            own_key = jax.random.fold_in(map_key, k)
+            sides[name] = side.pick_map(own_key, features[name], about, d, strength, draw)
+        precision = jnp.where(hold, state.precision, precision)
+        return State(cores, covariances, scales, correlations, precision, effects, sides)
+
+
+def _rebalanced(key, network: Network, cores, covariances, roots, precisions, pivot: str, draw):
+    """(cores, covariances, roots of squares) of CP with columns moved by `side.rebalance`."""
+    rows = {name: to_rows(network, name, root) for name, root in roots.items()}
+    energies = {name: precisions[name] * (r**2).sum(0) for name, r in rows.items()}
+    logs = side.rebalance(key, energies, {name: len(r) for name, r in rows.items()}, pivot, draw)
+    by = {name: jnp.exp(log)[None] for name, log in logs.items()}
+
+    def scaled(arrays):
+        return {n: from_rows(network, n, to_rows(network, n, a) * by[n]) for n, a in arrays.items()}
+
+    spreads = {n: a * by[n][:, :, None] * by[n][:, None, :] for n, a in covariances.items()}
+    return scaled(cores), spreads, scaled(roots)
 
 
 def pick_scales(
