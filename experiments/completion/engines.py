@@ -1,0 +1,141 @@
+"""One completion by every engine: closed form (Gibbs, variational, MAP) and by gradients (SGHMC, SVGD).
+
+python experiments/completion/engines.py [synthetic birmingham] [--seeds 1 2 3] [--engines gibbs ...]
+
+Synthetic: CP 30 x 30 x 30 of rank 3 behind noise (10 dB), nine tenths hidden, fitted at rank 6. Birmingham: parking
+counts, nine tenths hidden, at rank 10. No smooth modes, because the engines by gradients have none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from run import holes
+
+from bayestensor.estimators import TensorCompletion
+from bayestensor.estimators.fitting import default_prior, rank_shares
+from bayestensor.estimators.starting import seen_noise
+from bayestensor.inference.sample import sample
+from bayestensor.inference.sghmc import sghmc
+from bayestensor.inference.svgd import svgd
+from bayestensor.metrics.regression import coverage, rrse, width
+from bayestensor.models.completion import LAYER, CompletionModel
+from bayestensor.models.likelihoods import Gaussian
+from bayestensor.models.noncentred import noncentred
+from bayestensor.tensor.contract import dense
+from bayestensor.tensor.formats import cp
+
+ENGINES = ("gibbs", "variational", "map", "sghmc", "svgd")
+RANKS = {"synthetic": 6, "birmingham": 10}
+CHAINS, PARTICLES = 4, 20
+
+
+def problem(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(observations, what is shown of them, which are hidden)"""
+    if name != "synthetic":
+        return holes(name, 0.9, seed)
+    rng = np.random.default_rng(seed)
+    truth = np.einsum("ir,jr,kr->ijk", *(rng.normal(size=(30, 3)) for _ in range(3)))
+    noisy = truth + truth.std() * 10**-0.5 * rng.normal(size=truth.shape)
+    hidden = rng.random(truth.shape) < 0.9
+    return noisy, np.where(hidden, np.nan, noisy), hidden
+
+
+def closed_form(holed: np.ndarray, rank: int, seed: int, inference: str):
+    """(mean, ends of the 90 % interval, rank)"""
+    model = TensorCompletion(max_rank=rank, smooth=(), inference=inference, random_state=seed).fit(holed)
+    return model.predict(), *model.predict_interval(0.9), model.rank_
+
+
+def by_gradients(holed: np.ndarray, rank: int, seed: int, name: str):
+    """The same model (non-centred), noise learnt as well, from prior draws."""
+    at, scale = np.argwhere(np.isfinite(holed)), np.sqrt(np.nanmean(holed**2))
+    values = jnp.asarray(holed[tuple(at.T)] / scale, jnp.float32)
+    network = cp(holed.shape, rank=rank)
+    model, data = CompletionModel(network, default_prior(network), Gaussian(0.3)), (jnp.asarray(at), values)
+    moved = noncentred(model, len(values))
+    start_key, run_key = jax.random.split(jax.random.key(seed))
+    keys = jax.random.split(start_key, CHAINS if name == "sghmc" else PARTICLES)
+    starts = jax.jit(jax.vmap(lambda key: moved.from_position(model.initial_position(key))))(keys)
+    if name == "sghmc":
+        engine = sghmc(
+            moved.posterior, step_size=0.1, friction=0.1, burn_in=3000, precondition="leaf", conditional_every=20
+        )
+        draws, _ = sample(engine, run_key, starts, data, draws=100, thin=20, burn_in=3000, chunk=100, parallel="vmap")
+    else:
+        engine = svgd(moved.posterior, burn_in=3000)
+        stacked = jax.tree.map(lambda x: x[None], starts)
+        draws, _ = sample(engine, run_key, stacked, data, draws=20, thin=50, burn_in=3000, chunk=20)
+    lead = 2 if name == "sghmc" else 3  # chain, draw (and particle)
+    flat = jax.tree.map(lambda x: np.reshape(x, (-1, *x.shape[lead:])), draws.positions)
+
+    @jax.jit
+    def read(at):
+        def one(at):
+            position = moved.to_position(at)
+            noise = jnp.exp(position["likelihood"]["log_noise"])
+            return dense(model.tensors(position)[LAYER]), position["cores"], noise
+
+        return jax.lax.map(one, at)
+
+    x, cores, noise = map(lambda tree: jax.tree.map(np.asarray, tree), read(flat))
+    noisy = x + noise[:, None, None, None] * np.random.default_rng(seed).normal(size=x.shape)
+    shares = rank_shares(network, cores, seen_noise(network, noise**-2.0, len(values)))["rank"]
+    low, high = np.quantile(noisy, [0.05, 0.95], axis=0)
+    return x.mean(0) * scale, low * scale, high * scale, int(shares.argmax())
+
+
+def draw(path: Path) -> None:
+    """Error, coverage and time of every engine, a column a row of data; a point a seed."""
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    table = pd.DataFrame(map(json.loads, path.read_text().splitlines()))
+    rows = [row for row in RANKS if row in set(table["data"])]
+    measures = {"rrse": "RRSE", "coverage_90": "coverage of the 90 % interval", "cpu_seconds": "CPU seconds"}
+    figure, axes = plt.subplots(3, len(rows), figsize=(4 * len(rows), 6.5), squeeze=False, layout="constrained")
+    for column, row in enumerate(rows):
+        for line, (key, label) in enumerate(measures.items()):
+            ax, part = axes[line, column], table[table["data"] == row]
+            ax.plot([ENGINES.index(name) for name in part["engine"]], part[key], "o", alpha=0.6)
+            ax.set_xticks(range(len(ENGINES)), ENGINES)
+            ax.set(title=row if line == 0 else None, ylabel=label if column == 0 else None)
+            if key == "coverage_90":
+                ax.axhline(0.9, color="grey", linewidth=0.8)
+            else:
+                ax.set_yscale("log")
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", default=tuple(RANKS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
+    parser.add_argument("--engines", nargs="*", default=ENGINES)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("engines.jsonl"))
+    options = parser.parse_args()
+    for row in options.rows:
+        for seed in options.seeds:
+            truth, holed, hidden = problem(row, seed)
+            for name in options.engines:
+                began = time.process_time()
+                fit = by_gradients if name in ("sghmc", "svgd") else closed_form
+                mean, low, high, rank = fit(holed, RANKS[row], seed, name)
+                found = {"rrse": rrse(mean[hidden], truth[hidden])}
+                found |= {"coverage_90": coverage(low[hidden], high[hidden], truth[hidden])}
+                found |= {"width_90": width(low[hidden], high[hidden]), "cpu_seconds": time.process_time() - began}
+                found = {"data": row, "engine": name, "seed": seed} | {k: round(v, 4) for k, v in found.items()}
+                print(json.dumps(found | {"rank": rank}), flush=True)
+                with options.out.open("a") as lines:
+                    lines.write(json.dumps(found | {"rank": rank}) + "\n")
+    draw(options.out)
+
+
+if __name__ == "__main__":
+    main()
