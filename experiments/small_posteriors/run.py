@@ -27,22 +27,25 @@ FORMATS = {"cp": "cp", "tt": "tensor_train"}
 CHAINS, PARTICLES, GROUPS = 8, 50, 4
 
 
-def run_nuts(problem, key):
-    engine = nuts(problem.moved.posterior, burn_in=1000, max_doublings=8, target_acceptance=0.9)
-    keep = {"draws": 1000, "burn_in": 1000, "chunk": 500}
+def run_nuts(problem, key, args):
+    engine = nuts(problem.moved.posterior, burn_in=args.nuts_draws, max_doublings=8, target_acceptance=0.9)
+    keep = {"draws": args.nuts_draws, "burn_in": args.nuts_draws, "chunk": 500}
     return sample(engine, key, problem.starts(jax.random.key(1), CHAINS), problem.data, **keep)[0]
 
 
-def run_sghmc(problem, key, moves="data"):
+def run_sghmc(problem, key, args, moves="data"):
     """In non-centred coordinates, with the scales drawn given the data ("data"), the cores ("cores") or not at all."""
     posterior = (problem.moved if moves == "data" else problem.sparing).posterior
     every = None if moves == "gradient" else 5
-    engine = sghmc(posterior, step_size=0.08, friction=0.1, burn_in=5000, precondition="leaf", conditional_every=every)
-    keep = {"draws": 800, "thin": 40, "burn_in": 5000, "chunk": 500, "parallel": "vmap"}
+    longer = 0.08 / args.step  # more steps, so that burn-in and draws are as far apart in time
+    burn_in, thin = round(5000 * longer), round(40 * longer)
+    settings = {"step_size": args.step, "friction": 0.1, "burn_in": burn_in, "precondition": "leaf"}
+    engine = sghmc(posterior, conditional_every=every, **settings)
+    keep = {"draws": 800, "thin": thin, "burn_in": burn_in, "chunk": 500, "parallel": "vmap"}
     return sample(engine, key, problem.starts(jax.random.key(2), CHAINS), problem.data, **keep)[0]
 
 
-def run_svgd(problem, key, noisy=True, moves="data"):
+def run_svgd(problem, key, args, noisy=True, moves="data"):
     """Four groups of 50 particles from prior draws; the published variant (no noise) keeps its last particles only."""
     posterior = (problem.moved if moves == "data" else problem.sparing).posterior
     every = 5 if noisy and moves == "data" else None
@@ -65,13 +68,13 @@ ENGINES = {
 }
 
 
-def measure(name, format, seed):
+def measure(name, format, seed, args):
     """Functionals of every draw, and the figures of the run."""
     problem = small.problem(FORMATS[format], seed, known=False)
     begun = time.process_time()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        draws = ENGINES[name](problem, jax.random.key(seed))
+        draws = ENGINES[name](problem, jax.random.key(seed), args)
     seconds = time.process_time() - begun
     values = problem.functionals(draws)
     figures = {"seconds": seconds, "warnings": sorted({str(w.message) for w in said if w.category is UserWarning})}
@@ -89,6 +92,8 @@ def main():
     parser.add_argument("--formats", nargs="+", default=list(FORMATS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--engines", nargs="+", default=list(ENGINES))
+    parser.add_argument("--nuts-draws", type=int, default=1000, help="of each chain, after as many of burn-in")
+    parser.add_argument("--step", type=float, default=0.08, help="of SGHMC")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     table = args.out / "result.json"
@@ -97,7 +102,7 @@ def main():
         for seed in args.seeds:
             kept = args.out / f"nuts_{format}_{seed}.npz"
             for name in args.engines:
-                values, figures = measure(name, format, seed)
+                values, figures = measure(name, format, seed, args)
                 if name == "nuts":
                     np.savez(kept, **values)
                 else:
