@@ -96,6 +96,12 @@ def main():
     parser.add_argument("--step", type=float, default=0.08, help="of SGHMC")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    setting = {
+        "nuts": "" if args.nuts_draws == 1000 else f", {args.nuts_draws} draws",
+        "sghmc": "" if args.step == 0.08 else f", step {args.step:g}",
+        "svgd": "",
+        "svgd without noise": "",
+    }
     table = args.out / "result.json"
     rows = json.loads(table.read_text()) if table.exists() else {}
     for format in args.formats:
@@ -107,7 +113,7 @@ def main():
                     np.savez(kept, **values)
                 else:
                     figures |= small.compared(values, np.load(kept))
-                rows[f"{format} | {seed} | {name}"] = figures
+                rows[f"{format} | {seed} | {name}{setting[name.split(',')[0]]}"] = figures
                 table.write_text(json.dumps(rows, indent=1) + "\n")
                 print(format, seed, name, json.dumps(figures), flush=True)
 
