@@ -120,9 +120,9 @@ def share_left(model: Coefficient, states: RegressionState, data: Centred) -> Fl
     """`independent_share` of what the chains' W leave, each ratio the best one; the mean over chains."""
 
     def one(cores):
-        unused = jax.random.split(jax.random.key(0))  # the mode takes no numbers from them
+        ratio_key, noise_key = jax.random.split(jax.random.key(0))  # the mode takes no numbers from them
         residual = data.y - responses(model.network, cores, data.x)
-        _, ratio = pick_noise(*unused, residual, data, 0.0)
+        _, ratio = pick_noise(ratio_key, noise_key, residual, data, 0.0)
         return independent_share(residual, ratio, data)
 
     return jnp.mean(jax.lax.map(one, states.coefficient.cores))
