@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,12 @@ from bayestensor.inference.svgd import collapse_warning
 from bayestensor.typing import Array, Batch, Int, Key, Position
 
 Prepare = Callable[[Key[Array, ""], Batch], Batch]
+
+# On CPU an engine's step compiles in half the time without fusion emitters at LLVM's lowest level that still optimises,
+# and runs no slower: small problems 1.4 times as fast, the MNIST network alike (`experiments/sghmc_step`).
+COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
+    "cpu": {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
+}
 
 
 class Run(NamedTuple):
@@ -102,7 +108,7 @@ def stream(
     for first in range(0, draws, chunk):
         count = min(chunk, draws - first)
         steps = np.where(np.arange(chunk) < count, thin, 0)  # a short last chunk runs the same program
-        run, out = _advance(run, data, steps, engine=engine, size=size, parallel=parallel, prepare=prepare)
+        run, out = _program()(run, data, steps, engine=engine, size=size, parallel=parallel, prepare=prepare)
         positions, info = jax.tree.map(lambda x: np.asarray(x[:, :count]), out)  # noqa: B023
         yield Chunk(positions, info, run)
 
@@ -121,7 +127,7 @@ def skip(
     """Takes steps and keeps no draw, by the program that `stream` with the same settings has compiled or will."""
     spread = np.diff(np.linspace(0, steps, chunk + 1).astype(int))
     size = _size(data, batch_size)
-    return _advance(run, data, spread, engine=engine, size=size, parallel=parallel, prepare=prepare)[0]
+    return _program()(run, data, spread, engine=engine, size=size, parallel=parallel, prepare=prepare)[0]
 
 
 def _size(data: Batch, batch_size: int | None) -> int:
@@ -131,7 +137,13 @@ def _size(data: Batch, batch_size: int | None) -> int:
     return size
 
 
-@partial(jax.jit, static_argnames=("engine", "size", "parallel", "prepare"))
+@cache
+def _program() -> Callable:
+    """`_advance`, to be compiled for the platform at hand."""
+    static = ("engine", "size", "parallel", "prepare")
+    return jax.jit(_advance, static_argnames=static, compiler_options=COMPILER_OPTIONS.get(jax.default_backend()))
+
+
 def _advance(
     run: Run,
     data: Batch,

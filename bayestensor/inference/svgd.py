@@ -181,12 +181,12 @@ def svgd(
         log_density, g = each[:2]
         ratio = _variance_ratio(state.particles, g) / temperature
         measured, share = measure(state, each, due) if noisy else (state, None)
-        key, *update_key = jax.random.split(key) if conditional_every else [key]
+        if conditional_every is not None:
+            key, update_key = jax.random.split(key)
         moved = with_noise(key, measured, each, share) if noisy else without_noise(state, g)
-        if conditional_every:
+        if conditional_every is not None:
             due = (state.step >= burn_in) & (state.step % conditional_every == 0)
-            now = redraw(due, *update_key, moved.particles)
-            moved = moved._replace(particles=now)
+            moved = moved._replace(particles=redraw(due, update_key, moved.particles))
         moved = moved._replace(
             last=state.particles,
             variance_ratio=running_mean(state.variance_ratio, ratio, state.step - state.nonfinite),
