@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.inference.base import Engine
+from bayestensor.inference.base import Engine, normals
 from bayestensor.inference.draws import Draws
 from bayestensor.inference.gradient import batch_size as length
 from bayestensor.inference.parallel import Parallel, over
-from bayestensor.inference.svgd import collapse_warning
 from bayestensor.typing import Array, Batch, Int, Key, Position
 
 Prepare = Callable[[Key[Array, ""], Batch], Batch]
@@ -226,7 +225,7 @@ def _warn(stats: dict[str, np.ndarray]) -> None:
         )
     if "collapsed" in stats and stats["collapsed"][:, -1].any():
         ratio, particles, dimension = (stats[name][:, -1] for name in ("variance_ratio", "particles", "dimension"))
-        warnings.warn(collapse_warning(float(ratio.min()), int(particles[0]), int(dimension[0])), stacklevel=3)
+        warnings.warn(_collapse_warning(float(ratio.min()), int(particles[0]), int(dimension[0])), stacklevel=3)
     if "nonfinite" in stats and stats["nonfinite"].any():
         counts = stats["nonfinite"][:, -1].tolist()
         warnings.warn(
@@ -234,13 +233,19 @@ def _warn(stats: dict[str, np.ndarray]) -> None:
         )
 
 
+def _collapse_warning(ratio: float, particles: int, dimension: int) -> str:
+    """What to say when particles have collapsed (`Info.collapsed`)."""
+    return (
+        f"SVGD's {particles} particles in {dimension} dimensions have collapsed: their variance is about {ratio:.2f} "
+        "of the posterior's. Intervals from them are too narrow; take noisy=True, kernels on small blocks, or sghmc."
+    )
+
+
 def jitter(key: Key[Array, ""], position: Position, chains: int, relative: float = 0.01) -> Position:
     """`chains` copies of a position, each leaf plus N(0, (relative * its rms)^2): starts around a MAP solution."""
-    leaves, tree = jax.tree.flatten(position)
-    keys = jax.random.split(key, len(leaves))
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((chains, *x.shape), x.dtype), position)
 
-    def spread(key, x):
-        sd = relative * jnp.linalg.norm(x) / math.sqrt(max(x.size, 1))
-        return x + sd * jax.random.normal(key, (chains, *x.shape), x.dtype)
+    def spread(x, xi):
+        return x + relative * jnp.linalg.norm(x) / math.sqrt(max(x.size, 1)) * xi
 
-    return jax.tree.unflatten(tree, [spread(k, x) for k, x in zip(keys, leaves, strict=True)])
+    return jax.tree.map(spread, position, normals(key, like))
