@@ -63,7 +63,7 @@ class Info(NamedTuple):
     variance_ratio: running mean of `-sum_i (x_i - mean x) (g_i - mean g) / ((n - 1) d T)`: 1 for draws of the posterior
         (Stein's identity), the ratio of variances for an isotropic Gaussian, near 0 for collapsed particles. NaN with
         several modes, where the mean lies between them and the ratio would be noise.
-    collapsed: whether `variance_ratio` is below 0.8 after burn-in.
+    collapsed: whether `variance_ratio` is below 0.8 after burn-in; not with several modes.
     inflation: variance of the particles over the posterior's, as predicted from the measured gradient noise.
     noise_share: share of a particle's variance that the batches supply.
     particles: n.
@@ -195,10 +195,11 @@ def svgd(
         undone = state._replace(particles=state.last, nonfinite=state.nonfinite + 1)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, undone)._replace(step=state.step + 1)
         n, adapting = len(log_density), state.step < burn_in
+        told = jnp.full_like(new.variance_ratio, jnp.nan) if several_modes else new.variance_ratio
         info = Info(
             log_density=log_density.mean(),
-            variance_ratio=jnp.full_like(new.variance_ratio, jnp.nan) if several_modes else new.variance_ratio,
-            collapsed=(new.variance_ratio < 0.8) & ~adapting,
+            variance_ratio=told,
+            collapsed=(told < 0.8) & ~adapting,
             inflation=mean_over_coordinates(jax.tree.map(lambda s: jnp.maximum(s, 1.0), share))
             if noisy
             else jnp.ones(()),
