@@ -10,7 +10,7 @@ import pytest
 from sklearn.base import clone
 
 from bayestensor.estimators import TensorCompletion
-from bayestensor.estimators.starting import seen_noise, standing_out
+from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.models.rows import CORRELATIONS, chain_posterior, pick_correlations, row_posterior
 from bayestensor.priors.log_gamma import draw_log_gamma
 from bayestensor.tensor.formats import FORMATS

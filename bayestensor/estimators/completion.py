@@ -13,7 +13,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from bayestensor.estimators import inputs
-from bayestensor.estimators.fitting import Plan, closed_form_fit, default_network, most_frequent_rank, noise_variance
+from bayestensor.estimators.counting import most_frequent_rank
+from bayestensor.estimators.fitting import Plan, closed_form_fit, default_network, noise_variance
 from bayestensor.estimators.held_out import conformal_quantile, format_scores, held_out, normalised_residuals, part
 from bayestensor.estimators.prediction import Posterior
 from bayestensor.inference.draws import Draws
