@@ -80,11 +80,11 @@ def cut(model: Conjugate, states: list[State], given: Observed) -> tuple[Conjuga
         size = max(1, *(int(np.sum(norm[bond] > RANK_THRESHOLD * total)) for norm, total in norms))
         for indices, (norm, _) in zip(kept, norms, strict=True):
             indices[bond] = np.sort(np.argsort(-norm[bond], kind="stable")[:size])
+    resized = model.network.resized({bond: len(indices) for bond, indices in kept[0].items()})
+    if _SWEEPS_LEFT * (work(model.network, given) - work(resized, given)) <= _WORTH_A_CUT:
+        return model, states
     smaller = [model.keep(state, indices) for state, indices in zip(states, kept, strict=True)]
-    saved = work(model.network, given) - work(smaller[0][0].network, given)
-    if _SWEEPS_LEFT * saved > _WORTH_A_CUT:
-        return smaller[0][0], [state for _, state in smaller]
-    return model, states
+    return smaller[0][0], [state for _, state in smaller]
 
 
 def settled(
