@@ -62,7 +62,7 @@ class TensorCompletion(BaseEstimator):
 
     Attributes:
         rank_: the most frequent rank, an int for one bond, else bond -> int. A rank counts the indices whose part of
-            the tensor is above 1e-3 of it and stands out from the noise (see `estimators.fitting`).
+            the tensor is above 1e-3 of it and stands out from the noise (see `estimators.counting`).
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
         factors_: core name -> array, of the first chain's last draw (of the mean, for 'variational' and 'map').
         noise_: posterior mean of the noise's scale (its standard deviation for 'gaussian'), in the units of the data.
