@@ -26,9 +26,10 @@ def starts(model: Coefficient, chains: int, seed: int) -> CoefficientState:
     """A state for each chain [chain, ...]: cores drawn from the prior, every scale at 1."""
     rng, network = np.random.default_rng(seed), model.network
     shapes = {core.name: (chains, *network.core_shape(core.name)) for core in network.cores}
-    cores = {name: rng.normal(scale=model.variance**0.5, size=shape) for name, shape in shapes.items()}
-    scales = {bond: np.ones((chains, size)) for bond, size in network.ranks.items()}
-    return CoefficientState(cores, scales, {name: np.zeros(chains, int) for name in model.smooth})
+    cores: Any = {name: rng.normal(scale=model.variance**0.5, size=shape) for name, shape in shapes.items()}
+    scales: Any = {bond: np.ones((chains, size)) for bond, size in network.ranks.items()}
+    member: Any = {name: np.zeros(chains, int) for name in model.smooth}
+    return CoefficientState(cores, scales, member)
 
 
 def warmed_up(estimator: Any, sweeps: Any, seed: int, states: Any, alone: Any) -> tuple[Any, Any]:

@@ -100,7 +100,8 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
             basis = self._remainder.vectors * np.sqrt(self._remainder.spectrum)
             basis = basis if self._remainder.kind else np.zeros((len(x), 1))
             turned = kappa.reshape(-1, *model.network.shape[len(model.network.rows) :])
-            data = Labelled(filled(rows), filled(turned), filled(basis, (0, 1)), families)
+            arrays: Any = filled(rows), filled(turned), filled(basis, (0, 1)), families
+            data = Labelled(*arrays)
             trace = self._run(model, data)
             draws = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (trace.coefficient.cores, *trace[1:]))
             counted, fitted = _summary(model.network, draws, data)
@@ -131,8 +132,9 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
     def _run(self, model: Coefficient, data: Labelled) -> LogisticState:
         seed, chains = seed_of(self.random_state), self.chains if self.inference == "gibbs" else 1
         k = data.kappa.size // len(data.kappa)
-        rest = np.zeros((chains, k)), np.zeros((chains, data.basis.shape[1], k)), np.ones((chains, k))
-        alone = replace(data, basis=np.zeros_like(data.basis))
+        rest: Any = np.zeros((chains, k)), np.zeros((chains, data.basis.shape[1], k)), np.ones((chains, k))
+        none: Any = np.zeros_like(data.basis)
+        alone = replace(data, basis=none)
         first = LogisticState(starts(model, chains, seed), *rest)
         first, _ = warmed_up(self, partial(sweeps, model), seed, first, alone)
         first = first._replace(z=rest[1], ratio=rest[2])

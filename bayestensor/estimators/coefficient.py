@@ -119,9 +119,11 @@ def coefficient_model(
     covariates = tuple(basis.shape[1] for basis in bases)
     network = coefficient_network(estimator.format, covariates, response, count, estimator.max_rank)
     smooth = smooth_cores(network, estimator.smooth, [len(basis) for basis in bases])
-    families = {name: Family(*autoregressions(bases[mode])) for name, mode in smooth.items()}
+    members: dict[str, Any] = {name: autoregressions(bases[mode]) for name, mode in smooth.items()}
     prior = estimator.prior or default_prior(network)
-    return Coefficient(network, prior, core_variance(network, 1.0), tuple(smooth)), families
+    return Coefficient(network, prior, core_variance(network, 1.0), tuple(smooth)), {
+        name: Family(*parts) for name, parts in members.items()
+    }
 
 
 def smooth_cores(network: Network, smooth: Any, covariates: Sequence[int]) -> dict[str, int]:

@@ -26,7 +26,7 @@ _MEMBERS = 100  # draws whose mixture gives the intervals: each is a Gaussian th
 
 
 class GaussianPredictive:
-    """Predictions of a fit whose every draw gives a new response a Gaussian; `TensorRegressor.fit` sets what is named."""
+    """Predictions of a fit whose draws each give a new response a Gaussian; the fit sets what is named."""
 
     network_: Network
     draws_: Draws

@@ -138,11 +138,12 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         """The low rank warmed up alone, of smaller rank where its systems of equations are large."""
         seed, chains = seed_of(self.random_state), self.chains if self.inference == "gibbs" else 1
         k = (chains, *self._data.y.shape[1:])
-        first = RegressionState(starts(model, chains, seed), np.full(k, 2.0), np.zeros(k))
+        noise: tuple[Any, Any] = np.full(k, 2.0), np.zeros(k)
+        first = RegressionState(starts(model, chains, seed), *noise)
         none = first.coefficient._replace(cores=jax.tree.map(np.zeros_like, first.coefficient.cores))
         alone = _alone(self._shared(model, first._replace(coefficient=none)))
         first, trace = warmed_up(self, partial(sweeps, model), seed, first, alone)
-        first = first._replace(ratio=np.zeros(k))
+        first = first._replace(ratio=noise[1])
         self._data = self._shared(model, first)
         if trace is not None and is_dear(model, len(alone.y)):
             counted, _ = _summary(model.network, _flat(trace), alone)
@@ -154,7 +155,8 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         """The data with the share of independent responses that these W leave; 1 of a single response."""
         if self._y_units.mean.size == 1:
             return self._data
-        return replace(self._data, share=np.asarray(share_left(model, states, self._data)))
+        share: Any = np.asarray(share_left(model, states, self._data))
+        return replace(self._data, share=share)
 
     def _centred(self, x: np.ndarray, y: np.ndarray, network: Network, families: dict[str, Family]) -> Centred:
         """The data in the eigenvectors of the remainder's kernel."""
@@ -163,15 +165,16 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         lost = np.maximum((y**2).sum(axis=0) - (turned**2).sum(axis=0), 0)
         if self._remainder.kind is None and len(vectors) == vectors.shape[1]:
             lost = np.zeros_like(lost)  # nothing was lost: the vectors are the identity
-        arrays = (
+        arrays: Any = (
             filled(in_network(vectors.T @ x, self.covariate_shape_, self._bases, network)),
             filled(turned.reshape(-1, *cols)),
             filled(self._remainder.spectrum),
             lost.reshape(cols),
             np.asarray(len(x) - 1.0),
             np.asarray(1.0),
+            families,
         )
-        return Centred(*arrays, families)
+        return Centred(*arrays)
 
     def _summarise(self, trace: RegressionState) -> None:
         flat = self.draws_.flat()
@@ -231,7 +234,8 @@ def _summary(network: Network, draws: Any, data: Centred):
 
 def _alone(data: Centred) -> Centred:
     """The data of the low rank without a remainder."""
-    return replace(data, spectrum=np.zeros_like(data.spectrum))
+    none: Any = np.zeros_like(data.spectrum)
+    return replace(data, spectrum=none)
 
 
 def _as_draws(trace: RegressionState) -> Draws:
