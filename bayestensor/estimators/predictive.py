@@ -36,8 +36,7 @@ class GaussianPredictive:
     _x_units: Units
     _y_units: Units
     _bases: list[np.ndarray]
-    _remainder: Remainder
-    _data: Centred
+    _members: list[tuple[list[Any], Remainder, Centred]]  # handfuls of draws, and what they were drawn with
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Posterior mean of the response; with `return_std` also the standard deviation of a new one with its noise."""
@@ -92,13 +91,18 @@ class GaussianPredictive:
         size = max(1, _BLOCK // (len(flat["precision"]) * k))
         for at in range(0, len(x), size):
             block = x[at : at + size]
-            kernel, own = self._remainder.at(block)
             rows = in_network(block, self.covariate_shape_, self._bases, self.network_)
             few = partial(filled, step=min(size, 32))  # data at once, of many responses
-            with jax.enable_x64(True):
+            found = []
+            for hands, remainder, data in self._members:
+                kernel, own = remainder.at(block)
                 args = few(rows), filled(few(kernel), (1,)), few(own)
-                found = _predictive(self.network_, flat, self._data, *args)
-            yield tuple(np.asarray(a).reshape(len(a), -1, k)[:, : len(block)] for a in found)
+                for hand in hands:
+                    some = jax.tree.map(lambda a, at=hand: a[at], flat)
+                    with jax.enable_x64(True):
+                        found.append(_predictive(self.network_, some, data, *args))
+            parts = [[np.asarray(a).reshape(len(a), -1, k)[:, : len(block)] for a in part] for part in found]
+            yield tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
     def _to_response(self, values: np.ndarray, shift: float = 1.0) -> np.ndarray:
         return (values * self._y_units.scale + shift * self._y_units.mean).reshape(-1, *self.response_shape_)

@@ -33,7 +33,8 @@ from bayestensor.estimators.covariates import (
 from bayestensor.estimators.fitting import most_frequent_rank
 from bayestensor.estimators.left_out import left_out_density
 from bayestensor.estimators.predictive import GaussianPredictive
-from bayestensor.estimators.remainder import build_remainder, check_remainder
+from bayestensor.estimators.remainder import Remainder, build_remainder, check_remainder
+from bayestensor.estimators.stacking import FEWEST, MOST, dealt, noise_given, stacked
 from bayestensor.inference.draws import Draws
 from bayestensor.models.coefficient import Coefficient, Family
 from bayestensor.models.compiled import quick_jit
@@ -97,15 +98,17 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         flat_y = y.reshape(len(y), -1)
         self._x_units, self._y_units = covariate_units(x), response_units(flat_y)
         x, flat_y = self._x_units.into(x), self._y_units.into(flat_y)
-        self._remainder = build_remainder(self.remainder, x, flat_y)
+        kernels = self._kernels(x, flat_y)
+        self._remainder = kernels[0][1]
         with jax.enable_x64(True):
             self._bases = mode_bases(x, self.covariate_shape_)
             cols = tuple(n for n in self.response_shape_ if n > 1)  # a column is the same fit as a vector
             model, families = coefficient_model(self, self._bases, cols, len(x))
-            self._data = self._centred(x, flat_y, model.network, families)
+            self._data = self._centred(self._remainder, x, flat_y, model.network, families)
             trace, left_out = self._run(model, flat_y)
         self.draws_ = _as_draws(trace)
         self._summarise(trace)
+        self._deal(kernels if self._remainder.kind else [(1.0, self._remainder)], x, flat_y, families)
         self.diagnostics_["left_out_density"] = left_out
         self.diagnostics_["seconds"] = time.perf_counter() - began
         return self
@@ -158,17 +161,48 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         share: Any = np.asarray(share_left(model, states, self._data))
         return replace(self._data, share=share)
 
-    def _centred(self, x: np.ndarray, y: np.ndarray, network: Network, families: dict[str, Family]) -> Centred:
+    def _kernels(self, x: np.ndarray, y: np.ndarray) -> list[tuple[float, Remainder]]:
+        """(weight, remainder), heaviest first: several where there are data enough to weigh them."""
+        if self.remainder == "auto" and self.inference == "gibbs" and FEWEST <= len(x) <= MOST:
+            return stacked(x, y)
+        return [(1.0, build_remainder(self.remainder, x, y))]
+
+    def _deal(self, kernels: list[tuple[float, Remainder]], x: np.ndarray, y: np.ndarray, families: Any) -> None:
+        """Draws dealt to the kernels by weight: W stays, noise and ratio are drawn anew; and the noise of them all."""
+        flat, seed = self.draws_.flat(), np.uint32(seed_of(self.random_state))
+        noise = {name: np.array(flat[name]) for name in ("precision", "ratio")}
+        total, self._members = len(noise["ratio"]), [([slice(None)], self._remainder, self._data)]
+        if len(kernels) > 1:
+            hands: list[list[Any]] = dealt([weight for weight, _ in kernels], total)
+            self._members[0] = hands[0], *self._members[0][1:]
+            for k, (_, remainder) in enumerate(kernels[1:], 1):
+                if not hands[k]:
+                    continue
+                data, at = self._centred(remainder, x, y, self.network_, families), np.concatenate(hands[k])
+                with jax.enable_x64(True):
+                    found = noise_given(self.network_, seed, np.uint32(3 * _OTHER + k), flat["cores"], data)
+                for name, values in zip(noise, found, strict=True):
+                    noise[name][at] = np.asarray(values)[at]
+                self._members.append((hands[k], remainder, data))
+        shaped = {name: a.reshape(*self.draws_.shape, *a.shape[1:]) for name, a in noise.items()}
+        self.draws_ = Draws({"cores": self.draws_.positions["cores"]} | shaped)
+        variance = np.mean(1 / noise["precision"], axis=0).reshape(-1)
+        self.noise_ = _plain((np.sqrt(variance) * self._y_units.scale).reshape(self.response_shape_))
+        self.diagnostics_["kernels"] = [(weight, r.kind, float(r.length)) for weight, r in kernels]
+
+    def _centred(
+        self, remainder: Remainder, x: np.ndarray, y: np.ndarray, network: Network, families: dict[str, Family]
+    ) -> Centred:
         """The data in the eigenvectors of the remainder's kernel."""
-        vectors = self._remainder.vectors
+        vectors = remainder.vectors
         turned, cols = vectors.T @ y, network.shape[len(network.rows) :]
         lost = np.maximum((y**2).sum(axis=0) - (turned**2).sum(axis=0), 0)
-        if self._remainder.kind is None and len(vectors) == vectors.shape[1]:
+        if remainder.kind is None and len(vectors) == vectors.shape[1]:
             lost = np.zeros_like(lost)  # nothing was lost: the vectors are the identity
         arrays: Any = (
             filled(in_network(vectors.T @ x, self.covariate_shape_, self._bases, network)),
             filled(turned.reshape(-1, *cols)),
-            filled(self._remainder.spectrum),
+            filled(remainder.spectrum),
             lost.reshape(cols),
             np.asarray(len(x) - 1.0),
             np.asarray(1.0),
@@ -183,8 +217,6 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         weight = expand(weight, self._bases).reshape(-1, k) * (self._y_units.scale / self._x_units.scale)
         self.coef_ = weight.reshape(shape)
         self.intercept_ = _plain((self._y_units.mean - self._x_units.mean @ weight).reshape(self.response_shape_))
-        variance = np.mean(1 / flat["precision"], axis=0).reshape(-1)
-        self.noise_ = _plain((np.sqrt(variance) * self._y_units.scale).reshape(self.response_shape_))
         with jax.enable_x64(True):
             counted, fitted = _summary(self.network_, flat, self._data)
         self.rank_posterior_ = rank_shares(counted)
