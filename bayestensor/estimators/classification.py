@@ -22,6 +22,7 @@ from bayestensor.estimators.coefficient import (
     rank_shares,
     standing_out,
 )
+from bayestensor.estimators.counting import most_frequent_rank
 from bayestensor.estimators.covariates import (
     covariate_units,
     expand,
@@ -31,7 +32,6 @@ from bayestensor.estimators.covariates import (
     read_covariates,
     seed_of,
 )
-from bayestensor.estimators.fitting import most_frequent_rank
 from bayestensor.estimators.remainder import build_remainder, check_remainder
 from bayestensor.inference.draws import Draws
 from bayestensor.models.augment import polya_gamma_mean

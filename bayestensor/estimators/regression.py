@@ -20,6 +20,7 @@ from bayestensor.estimators.coefficient import (
     rank_shares,
     standing_out,
 )
+from bayestensor.estimators.counting import most_frequent_rank
 from bayestensor.estimators.covariates import (
     covariate_units,
     expand,
@@ -30,7 +31,6 @@ from bayestensor.estimators.covariates import (
     response_units,
     seed_of,
 )
-from bayestensor.estimators.fitting import most_frequent_rank
 from bayestensor.estimators.left_out import left_out_density
 from bayestensor.estimators.predictive import GaussianPredictive
 from bayestensor.estimators.remainder import Remainder, build_remainder, check_remainder
