@@ -37,7 +37,7 @@ from bayestensor.estimators.remainder import Remainder, build_remainder, check_r
 from bayestensor.estimators.stacking import FEWEST, MOST, dealt, noise_given, stacked
 from bayestensor.inference.draws import Draws
 from bayestensor.models.coefficient import Coefficient, Family
-from bayestensor.models.compiled import quick_jit
+from bayestensor.models.compiled import closed_form, quick_jit
 from bayestensor.models.regression import Centred, RegressionState, share_left, sweeps
 from bayestensor.models.rows import CORRELATIONS
 from bayestensor.tensor.design import responses
@@ -100,7 +100,7 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         x, flat_y = self._x_units.into(x), self._y_units.into(flat_y)
         kernels = self._kernels(x, flat_y)
         self._remainder = kernels[0][1]
-        with jax.enable_x64(True):
+        with closed_form():
             self._bases = mode_bases(x, self.covariate_shape_)
             cols = tuple(n for n in self.response_shape_ if n > 1)  # a column is the same fit as a vector
             model, families = coefficient_model(self, self._bases, cols, len(x))
