@@ -13,7 +13,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from bayestensor.estimators import inputs
-from bayestensor.estimators.fitting import Plan, closed_form_fit, most_frequent_rank, noise_variance
+from bayestensor.estimators.counting import most_frequent_rank
+from bayestensor.estimators.fitting import Plan, closed_form_fit, noise_variance
 from bayestensor.estimators.held_out import conformal_quantile, format_scores, held_out, normalised_residuals, part
 from bayestensor.estimators.networks import default_network
 from bayestensor.estimators.prediction import Posterior
@@ -61,7 +62,7 @@ class TensorCompletion(BaseEstimator):
 
     Attributes:
         rank_: the most frequent rank, an int for one bond, else bond -> int. A rank counts the indices whose part of
-            the tensor is above 1e-3 of it and stands out from the noise (see `estimators.fitting`).
+            the tensor is above 1e-3 of it and stands out from the noise (see `estimators.counting`).
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
         factors_: core name -> array, of the first chain's last draw (of the mean, for 'variational' and 'map').
         noise_: posterior mean of the noise's scale (its standard deviation for 'gaussian'), in the units of the data.

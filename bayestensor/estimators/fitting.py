@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayestensor.estimators.counting import rank_shares, seen_noise
 from bayestensor.estimators.growing import grow, spectral_start, starts_by_spectrum
 from bayestensor.estimators.inputs import Observed
 from bayestensor.estimators.networks import side_features, smooth_cores
@@ -18,10 +19,8 @@ from bayestensor.estimators.starting import (
     best_starts,
     cut,
     portions,
-    seen_noise,
     settle,
     settled,
-    standing_out,
     work,
 )
 from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, How, State, refreshed, sweeps
@@ -166,30 +165,6 @@ def observations(network: Network, given: Observed, values: np.ndarray) -> Obser
 def noise_variance(precision: np.ndarray) -> float:
     """Posterior mean of the noise variance."""
     return float(np.mean(1 / precision))
-
-
-def rank_shares(
-    network: Network, cores: dict[str, np.ndarray], noise: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
-    """Bond -> share of the draws whose rank is 0, 1, 2, ...; a rank counts the slices that stand out.
-
-    Args:
-        network: of the cores.
-        cores: name -> [draw, ...].
-        noise: for each draw the noise that a slice must stand out from (see `standing_out`); none when None.
-    """
-    counts: dict[str, list[int]] = {bond: [] for bond in network.bonds}
-    for k in range(len(next(iter(cores.values())))):
-        level = 0.0 if noise is None else float(noise[k])
-        for bond, norm in standing_out(network, {name: core[k] for name, core in cores.items()}, level).items():
-            counts[bond].append(int(np.sum(norm > 0)))
-    return {bond: np.bincount(n, minlength=network.size[bond] + 1) / len(n) for bond, n in counts.items()}
-
-
-def most_frequent_rank(posterior: dict[str, np.ndarray]) -> Any:
-    """The most frequent rank of each bond; a number where there is one bond."""
-    modes = {bond: int(np.argmax(shares)) for bond, shares in posterior.items()}
-    return next(iter(modes.values())) if len(modes) == 1 else modes
 
 
 def default_chains(network: Network, given: Observed, plan: Plan) -> int:

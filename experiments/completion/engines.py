@@ -19,8 +19,8 @@ import numpy as np
 from run import holes
 
 from bayestensor.estimators import TensorCompletion
-from bayestensor.estimators.fitting import default_prior, rank_shares
-from bayestensor.estimators.starting import seen_noise
+from bayestensor.estimators.counting import rank_shares, seen_noise
+from bayestensor.estimators.fitting import default_prior
 from bayestensor.inference.sample import sample
 from bayestensor.inference.sghmc import sghmc
 from bayestensor.inference.svgd import svgd
@@ -98,18 +98,20 @@ def draw(path: Path) -> None:
 
     table = pd.DataFrame(map(json.loads, path.read_text().splitlines()))
     rows = [row for row in RANKS if row in set(table["data"])]
-    measures = {"rrse": "RRSE", "coverage_90": "coverage of the 90 % interval", "cpu_seconds": "CPU seconds"}
+    measures = {"rrse": "RRSE", "coverage_90": "90 % interval covers", "cpu_seconds": "CPU seconds"}
     figure, axes = plt.subplots(3, len(rows), figsize=(4 * len(rows), 6.5), squeeze=False, layout="constrained")
     for column, row in enumerate(rows):
         for line, (key, label) in enumerate(measures.items()):
             ax, part = axes[line, column], table[table["data"] == row]
-            ax.plot([ENGINES.index(name) for name in part["engine"]], part[key], "o", alpha=0.6)
-            ax.set_xticks(range(len(ENGINES)), ENGINES)
+            ran = [name for name in ENGINES if name in set(part["engine"])]
+            ax.plot([ran.index(name) for name in part["engine"]], part[key], "o", alpha=0.6)
+            ax.set_xticks(range(len(ran)), ran)
             ax.set(title=row if line == 0 else None, ylabel=label if column == 0 else None)
+            ax.margins(0.12)
             if key == "coverage_90":
                 ax.axhline(0.9, color="grey", linewidth=0.8)
             else:
-                ax.set_yscale("log")
+                ax.set_ylim(bottom=0)
     figure.savefig(path.with_suffix(".png"), dpi=150)
 
 
