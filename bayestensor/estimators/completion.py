@@ -19,7 +19,7 @@ from bayestensor.estimators.prediction import Posterior
 from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import checked_level, rrse
 from bayestensor.models.augment import DISCRETE, LIKELIHOODS
-from bayestensor.priors.base import ScalePrior
+from bayestensor.priors import ScalePrior, named_prior
 
 _INFERENCE = ("gibbs", "variational", "map")
 
@@ -35,7 +35,7 @@ class TensorCompletion(BaseEstimator):
             that gives a held-out tenth of the entries the highest density (four fits in all).
         max_rank: largest size of each bond, a number or a mapping bond -> number; 'auto' from the shape and the number
             of observations.
-        prior: of the scales; `estimators.fitting.default_prior` when None.
+        prior: of the scales, or its name in `bayestensor.PRIORS`; `estimators.fitting.default_prior` when None.
         smooth: modes whose neighbouring indices may resemble each other; 'auto' lets every mode of size 3 or more,
             because a correlation of 0 is among the values that are learnt; () for none.
         likelihood: 'gaussian'; 'student_t' (4 degrees of freedom: outliers weigh little); 'bernoulli' (values 0 and 1:
@@ -73,7 +73,7 @@ class TensorCompletion(BaseEstimator):
         self,
         format: str = "cp",
         max_rank: Any = "auto",
-        prior: ScalePrior | None = None,
+        prior: ScalePrior | str | None = None,
         smooth: Any = "auto",
         likelihood: str = "gaussian",
         effects: Any = (),
@@ -135,8 +135,8 @@ class TensorCompletion(BaseEstimator):
         discrete = self.likelihood in DISCRETE
         self.scale_ = 1.0 if discrete else _root_mean_square(given.values)
         network = default_network(self.format_, given.shape, len(given.values), self.max_rank)
-        sizes = self.num_draws, self.burn_in, self.warm_up, self.chains
-        plan = Plan(self.prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects, self.side)
+        prior, sizes = named_prior(self.prior), (self.num_draws, self.burn_in, self.warm_up, self.chains)
+        plan = Plan(prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects, self.side)
         with jax.enable_x64(True):
             fit = closed_form_fit(network, given, given.values / self.scale_, plan, jax.random.key(seed))
         self._given = given
