@@ -138,6 +138,17 @@ def test_components_are_aligned_whatever_order_and_sign_they_were_drawn_in():
         np.testing.assert_allclose(column, np.broadcast_to(unit, column.shape), atol=1e-12)
 
 
+def test_a_light_component_beside_a_parallel_heavy_one_is_not_taken_for_it():
+    rng, network = np.random.default_rng(0), FORMATS["cp"]((6, 5, 4), (), rank=2)
+    heavy = [rng.normal(size=n) for n in network.shape]
+    columns = [np.stack([c, c + 0.3 * rng.normal(size=c.shape)], axis=1) * [[1.0, 0.3]] for c in heavy]
+    norms = [np.linalg.norm(c, axis=0) for c in columns]
+    turned = [c / n * n[::-1] for c, n in zip(columns, norms, strict=True)]  # the light one heavy, the heavy one light
+    cores = {c.name: np.stack(pair) for c, *pair in zip(network.cores, turned, columns, strict=True)}
+    weights = align(network, cores).weights
+    assert (weights[:, 0] > 5 * weights[:, 1]).all()
+
+
 def test_an_unknown_tensor_is_named():
     with pytest.raises(DataError, match="amino"):
         load_tensor("claus")

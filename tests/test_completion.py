@@ -10,7 +10,6 @@ import pytest
 from sklearn.base import clone
 
 from bayestensor.estimators import TensorCompletion
-from bayestensor.estimators.starting import seen_noise, standing_out
 from bayestensor.models.rows import CORRELATIONS, chain_posterior, pick_correlations, row_posterior
 from bayestensor.priors.log_gamma import draw_log_gamma
 from bayestensor.tensor.formats import FORMATS
@@ -118,17 +117,6 @@ def test_the_correlation_picked_is_the_most_likely_one():
         own, pairs, precisions = ({"core": jnp.asarray(a)} for a in (rows**2, rows[1:] * rows[:-1], d))
         best = pick_correlations(jax.random.key(0), own, pairs, precisions, 0.0)["core"]
     np.testing.assert_allclose(best, CORRELATIONS[np.argmax(brute, axis=1)])
-
-
-def test_what_noise_alone_would_give_is_no_rank():
-    rng, shape, noise = np.random.default_rng(0), (40, 60), 0.5
-    u, s, vt = np.linalg.svd(noise * rng.normal(size=shape))
-    network = FORMATS["cp"](shape, (), rank=3)
-    weights = np.array([s[0], 1.3 * s[0], 30 * s[0]])  # the best that fits noise; beyond noise; plain
-    cores = dict(zip((c.name for c in network.cores), (u[:, :3] * weights, vt[:3].T), strict=True))
-    assert (standing_out(network, cores, float(seen_noise(network, noise**-2, 2400)))["rank"] > 0).tolist() == [0, 1, 1]
-    # a quarter of the entries seen: the same noise hides twice as large a slice
-    assert (standing_out(network, cores, float(seen_noise(network, noise**-2, 600)))["rank"] > 0).tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("shape", [0.05, 0.5, 3.0, 400.0])

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from bayestensor.estimators import TensorCompletion, growing
+from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.growing import grow, leading, with_component
 from bayestensor.estimators.inputs import read
 from bayestensor.estimators.spectral import compressed
-from bayestensor.estimators.starting import repeated, seen_noise, settle, standing_out
+from bayestensor.estimators.starting import repeated, settle
 from bayestensor.models.compiled import quick_jit
 from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate
 from bayestensor.priors import InverseGamma

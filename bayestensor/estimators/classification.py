@@ -25,6 +25,7 @@ from bayestensor.estimators.coefficient import (
     starts,
     warmed_up,
 )
+from bayestensor.estimators.counting import most_frequent_rank
 from bayestensor.estimators.covariates import (
     covariate_units,
     expand,
@@ -34,7 +35,6 @@ from bayestensor.estimators.covariates import (
     read_covariates,
     seed_of,
 )
-from bayestensor.estimators.fitting import most_frequent_rank
 from bayestensor.estimators.remainder import build_remainder, check_remainder
 from bayestensor.inference.draws import Draws
 from bayestensor.models.augment import polya_gamma_mean

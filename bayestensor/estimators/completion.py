@@ -13,8 +13,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from bayestensor.estimators import inputs
-from bayestensor.estimators.fitting import Plan, closed_form_fit, default_network, most_frequent_rank, noise_variance
+from bayestensor.estimators.counting import most_frequent_rank
+from bayestensor.estimators.fitting import Plan, closed_form_fit, noise_variance
 from bayestensor.estimators.held_out import conformal_quantile, format_scores, held_out, normalised_residuals, part
+from bayestensor.estimators.networks import default_network
 from bayestensor.estimators.prediction import Posterior
 from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import checked_level, rrse
@@ -52,14 +54,15 @@ class TensorCompletion(BaseEstimator):
         inference: 'gibbs' (draws, the only one whose intervals hold the whole posterior), 'variational' (mean field:
             quick, its intervals too narrow), 'map' (no uncertainty but the noise).
         num_draws, burn_in: Gibbs sweeps that are kept, of all chains together, and of each before that dropped.
-        chains: Gibbs chains, each from a start of its own (fewer where other starts are much worse than the best);
-            'auto' for up to four, where they are cheap.
+        chains: Gibbs chains, each from a start of its own (fewer where other starts are much worse than the best; all
+            from one, found by the spectrum, where the entries are a long list); 'auto' for up to four, where they are
+            cheap.
         warm_up: mean-field sweeps that find the basin and the rank.
         random_state: a seed or a `numpy.random.RandomState`.
 
     Attributes:
         rank_: the most frequent rank, an int for one bond, else bond -> int. A rank counts the indices whose part of
-            the tensor is above 1e-3 of it and stands out from the noise (see `estimators.fitting`).
+            the tensor is above 1e-3 of it and stands out from the noise (see `estimators.counting`).
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
         factors_: core name -> array, of the first chain's last draw (of the mean, for 'variational' and 'map').
         noise_: posterior mean of the noise's scale (its standard deviation for 'gaussian'), in the units of the data.

@@ -26,10 +26,10 @@ class Components(NamedTuple):
 
 
 def align(network: Network, cores: Mapping[str, np.ndarray]) -> Components:
-    """Components in the same order and sign in every draw: matched to the last draw by the size of their overlap.
+    """Components in the same order and sign in every draw: matched to the last draw so that they differ least.
 
-    The overlap of two components is the product over modes of the cosines of their columns; the best one-to-one match
-    is Kuhn and Munkres' (`scipy.optimize.linear_sum_assignment`).
+    The sum of `||a_r - b_match(r)||^2` over the last draw's components a is least where that of the sizes of their
+    inner products is largest (`scipy.optimize.linear_sum_assignment`).
 
     Args:
         network: of CP format.
@@ -49,10 +49,10 @@ def align(network: Network, cores: Mapping[str, np.ndarray]) -> Components:
     columns = [c / np.maximum(n, 1e-300)[:, None] for c, n in zip(columns, norms, strict=True)]
     order = np.argsort(-weights[-1], kind="stable")
     living = order[weights[-1, order] > RANK_THRESHOLD * np.sqrt((weights[-1] ** 2).sum())]
-    last = [c[-1][:, living] for c in columns]
+    last, heavy = [c[-1][:, living] for c in columns], weights[-1, living]
     for draw in range(len(weights)):
         cosines = [a.T @ c[draw] for a, c in zip(last, columns, strict=True)]
-        _, match = linear_sum_assignment(-np.abs(np.prod(cosines, axis=0)))
+        _, match = linear_sum_assignment(-np.abs(np.prod(cosines, axis=0)) * weights[draw] * heavy[:, None])
         rest = np.setdiff1d(np.arange(weights.shape[1]), match)
         match = np.concatenate([match, rest])
         weights[draw] = weights[draw, match]

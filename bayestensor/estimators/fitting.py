@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,34 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayestensor.estimators.counting import rank_shares, seen_noise
 from bayestensor.estimators.growing import grow, spectral_start, starts_by_spectrum
 from bayestensor.estimators.inputs import Observed
+from bayestensor.estimators.networks import side_features, smooth_cores
 from bayestensor.estimators.starting import (
     PORTION,
     best_starts,
     cut,
     portions,
-    seen_noise,
     settle,
     settled,
-    standing_out,
     work,
 )
 from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, How, State, refreshed, sweeps
 from bayestensor.models.effects import effect_names
-from bayestensor.models.side import Features
 from bayestensor.priors import InverseGamma
 from bayestensor.priors.base import ScalePrior
-from bayestensor.tensor.formats import FORMATS
 from bayestensor.tensor.initialise import core_variance
 from bayestensor.tensor.network import Network
-from bayestensor.tensor.normal import Entries, Grid, Observations, from_rows, row_shape, split_legs, to_rows
+from bayestensor.tensor.normal import Entries, Grid, Observations, from_rows, to_rows
 from bayestensor.typing import Array, Key
 
-_WIDEST = {"cp": 40}  # largest default rank; of the other formats 10
-_LONGEST_CHAIN = 2000  # rows of a mode that 'auto' lets be smooth: they are gone through one after another
 _WORTH_A_PROGRAM = 1e7  # multiplications of a sweep that pay for compiling draws without covariances
-_LARGEST_BLOCK = 400  # most unknowns of one row's normal equations that 'auto' asks for
 _MOST_CHAINS = 4
 _WORTH_CHAINS = 2e11  # multiplications that the chains may take together, some twenty seconds
 
@@ -71,39 +65,6 @@ class Fit:
     diagnostics: dict[str, Any]
 
 
-def default_network(format: str, shape: tuple[int, ...], count: int, max_rank: Any) -> Network:
-    """The network of a format over a shape, of the largest rank allowed.
-
-    'auto' is the largest rank with no more parameters than observations, at most 40 for CP and 10 for the others, no
-    bond larger than any tensor of this shape needs, and no row of normal equations above 400 unknowns.
-
-    Raises:
-        ValueError: no such format, or a rank that is none.
-    """
-    if format not in FORMATS:
-        raise ValueError(f"format is {format!r}; one of {', '.join(FORMATS)} is needed")
-    rows, cols = tuple(shape), tuple[int, ...]()
-    if format == "tt_matrix":  # pairs modes: the first half are rows
-        cut = (len(shape) + 1) // 2
-        rows, cols = tuple(shape[:cut]), (*shape[cut:], *(1,) * (2 * cut - len(shape)))
-    build = FORMATS[format]
-    if max_rank != "auto":
-        return build(rows, cols, rank=max_rank)
-    full = build(rows, cols, rank="full").ranks
-
-    def capped(rank: int) -> Network:
-        return build(rows, cols, rank={bond: max(1, min(rank, size)) for bond, size in full.items()})
-
-    best = capped(1)
-    for rank in range(2, _WIDEST.get(format, 10) + 1):
-        tried = capped(rank)
-        block = max(row_shape(tried, core.name)[1] for core in tried.cores)
-        if tried.num_parameters > count or block > _LARGEST_BLOCK:
-            break
-        best = tried
-    return best
-
-
 def default_prior(network: Network) -> InverseGamma:
     """`InverseGamma(0.03 D, 1e-4 D)`, D the smallest number of core entries tied to one index of a bond.
 
@@ -113,49 +74,6 @@ def default_prior(network: Network) -> InverseGamma:
     """
     count = min((network.bond_count(bond) for bond in network.bonds), default=1)
     return InverseGamma(0.03 * count, 1e-4 * count)
-
-
-def smooth_cores(network: Network, smooth: Any) -> tuple[str, ...]:
-    """Cores whose rows are an autoregression: those with the mode as their one mode leg.
-
-    Raises:
-        ValueError: a mode that is none, or that shares its cores.
-    """
-    lone = _lone_cores(network)
-    if isinstance(smooth, str):
-        if smooth != "auto":
-            raise ValueError(f"smooth is {smooth!r}; 'auto' or a tuple of modes (0, 1, ...) is needed")
-        return tuple(name for mode, name in lone.items() if 2 < network.shape[mode] <= _LONGEST_CHAIN)
-    wrong = [mode for mode in smooth if mode not in lone]
-    if wrong:
-        raise ValueError(f"smooth names modes {wrong}; this network can have {sorted(lone)} smooth")
-    return tuple(lone[mode] for mode in smooth if network.shape[mode] > 1)
-
-
-def side_features(network: Network, side: Any) -> tuple[tuple[str, Features], ...]:
-    """(core, features) of the modes that have some.
-
-    Raises:
-        ValueError: no mapping, a mode that is none or shares its cores, or features that are none.
-    """
-    if side is None:
-        return ()
-    if not isinstance(side, Mapping):
-        raise ValueError(f"side is {type(side).__name__}; a mapping mode -> features (size of the mode, any) is needed")
-    lone = _lone_cores(network)
-    if wrong := [mode for mode in side if mode not in lone]:
-        raise ValueError(f"side names modes {wrong}; in this network {sorted(lone)} can have features")
-    return tuple((lone[mode], Features.build(x, network.shape[mode], mode)) for mode, x in sorted(side.items()))
-
-
-def _lone_cores(network: Network) -> dict[int, str]:
-    """Mode -> the core that it has to itself."""
-    lone = {}
-    for core in network.cores:
-        open_, _ = split_legs(network, core)
-        if len(open_) == 1:
-            lone[network.modes.index(open_[0])] = core.name
-    return lone
 
 
 def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan: Plan, key: Key[Array, ""]) -> Fit:
@@ -205,16 +123,16 @@ def _starts(
     model: Conjugate, data: Observations, given: Observed, values: np.ndarray, plan: Plan, how: How, key
 ) -> tuple[Conjugate, list[State], list[dict[str, int]]]:
     """Where the chains start, settled, and the ranks on the way."""
+    chains = 1 if plan.inference != "gibbs" else plan.chains
     ranks, (start_key, key, grow_key) = [dict(model.network.ranks)], jax.random.split(key, 3)
-    if starts_by_spectrum(model, given):
+    if spectral := starts_by_spectrum(model, given):
         prior_of = default_prior if plan.prior is None else lambda _: model.prior
         model, state = spectral_start(model, prior_of, given, values, plan.warm_up, start_key)
         if plan.inference != "variational":
             state, how = state._replace(covariances={}), MAP
         states = [settle(model, state, data, plan.warm_up, how, key)]
     else:
-        chains = default_chains(model.network, given, plan) if plan.chains == "auto" else plan.chains
-        chains = chains if plan.inference == "gibbs" else 1
+        chains = default_chains(model.network, given, plan) if chains == "auto" else chains
         states = best_starts(model, data, given, plan.warm_up, how, chains, start_key)
         model, states = cut(model, states, given)
         keys = jax.random.split(key, len(states))
@@ -228,6 +146,8 @@ def _starts(
         )
     if model.network.ranks != ranks[0]:
         ranks.append(dict(model.network.ranks))
+    if spectral and chains != "auto":
+        states = states * chains
     return model, states, ranks
 
 
@@ -245,30 +165,6 @@ def observations(network: Network, given: Observed, values: np.ndarray) -> Obser
 def noise_variance(precision: np.ndarray) -> float:
     """Posterior mean of the noise variance."""
     return float(np.mean(1 / precision))
-
-
-def rank_shares(
-    network: Network, cores: dict[str, np.ndarray], noise: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
-    """Bond -> share of the draws whose rank is 0, 1, 2, ...; a rank counts the slices that stand out.
-
-    Args:
-        network: of the cores.
-        cores: name -> [draw, ...].
-        noise: for each draw the noise that a slice must stand out from (see `standing_out`); none when None.
-    """
-    counts: dict[str, list[int]] = {bond: [] for bond in network.bonds}
-    for k in range(len(next(iter(cores.values())))):
-        level = 0.0 if noise is None else float(noise[k])
-        for bond, norm in standing_out(network, {name: core[k] for name, core in cores.items()}, level).items():
-            counts[bond].append(int(np.sum(norm > 0)))
-    return {bond: np.bincount(n, minlength=network.size[bond] + 1) / len(n) for bond, n in counts.items()}
-
-
-def most_frequent_rank(posterior: dict[str, np.ndarray]) -> Any:
-    """The most frequent rank of each bond; a number where there is one bond."""
-    modes = {bond: int(np.argmax(shares)) for bond, shares in posterior.items()}
-    return next(iter(modes.values())) if len(modes) == 1 else modes
 
 
 def default_chains(network: Network, given: Observed, plan: Plan) -> int:

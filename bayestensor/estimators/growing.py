@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.inputs import Observed
 from bayestensor.estimators.spectral import compressed
-from bayestensor.estimators.starting import best_starts, score, seen_noise, settle, settled, standing_out, work
+from bayestensor.estimators.starting import best_starts, score, settle, settled, work
 from bayestensor.models.conjugate import MAP, VARIATIONAL, Conjugate, State
 from bayestensor.models.effects import CONSTANT
 from bayestensor.priors.base import ScalePrior

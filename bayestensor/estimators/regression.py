@@ -26,6 +26,7 @@ from bayestensor.estimators.coefficient import (
     starts,
     warmed_up,
 )
+from bayestensor.estimators.counting import most_frequent_rank
 from bayestensor.estimators.covariates import (
     covariate_units,
     expand,
@@ -36,7 +37,6 @@ from bayestensor.estimators.covariates import (
     response_units,
     seed_of,
 )
-from bayestensor.estimators.fitting import most_frequent_rank
 from bayestensor.estimators.left_out import left_out_density
 from bayestensor.estimators.remainder import build_remainder, check_remainder
 from bayestensor.inference.draws import Draws

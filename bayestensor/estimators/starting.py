@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.inputs import Observed
 from bayestensor.models.compiled import quick_jit
 from bayestensor.models.conjugate import Conjugate, How, State, refreshed, sweeps
@@ -80,11 +80,11 @@ def cut(model: Conjugate, states: list[State], given: Observed) -> tuple[Conjuga
         size = max(1, *(int(np.sum(norm[bond] > RANK_THRESHOLD * total)) for norm, total in norms))
         for indices, (norm, _) in zip(kept, norms, strict=True):
             indices[bond] = np.sort(np.argsort(-norm[bond], kind="stable")[:size])
+    resized = model.network.resized({bond: len(indices) for bond, indices in kept[0].items()})
+    if _SWEEPS_LEFT * (work(model.network, given) - work(resized, given)) <= _WORTH_A_CUT:
+        return model, states
     smaller = [model.keep(state, indices) for state, indices in zip(states, kept, strict=True)]
-    saved = work(model.network, given) - work(smaller[0][0].network, given)
-    if _SWEEPS_LEFT * saved > _WORTH_A_CUT:
-        return smaller[0][0], [state for _, state in smaller]
-    return model, states
+    return smaller[0][0], [state for _, state in smaller]
 
 
 def settled(
@@ -168,25 +168,6 @@ def _without_weakest(model: Conjugate, state: State) -> State:
             np.moveaxis(array, core.legs.index(bond), 0)[index] = 0
         cores[core.name] = jnp.asarray(array)
     return state._replace(cores=cores, precision=jnp.asarray(_FIRST_PRECISION, state.precision.dtype))
-
-
-def standing_out(network: Network, cores: dict[str, Any], noise: float = 0.0) -> dict[str, np.ndarray]:
-    """Bond -> `||X restricted to r||` where it exceeds 1e-3 ||X|| and what noise alone would give, else 0.
-
-    The best slice for pure noise has a norm near `noise * sum over its cores of sqrt(entries tied to r)`, noise =
-    `seen_noise` (the spectral norm of a noise tensor: Tomioka and Suzuki, arXiv 1407.1870).
-    """
-    norms, total = host_slice_norms(network, {k: np.asarray(v) for k, v in cores.items()})
-    out = {}
-    for bond, norm in norms.items():
-        tied = [math.prod(network.size[x] for x in c.legs if x != bond) for c in network.cores if bond in c.legs]
-        out[bond] = np.where(norm > max(RANK_THRESHOLD * total, noise * sum(map(math.sqrt, tied))), norm, 0)
-    return out
-
-
-def seen_noise(network: Network, precision: Any, count: int) -> Any:
-    """`sqrt(N / n / precision)`: noise of an entry, larger by what n of N entries leave unseen."""
-    return np.sqrt(math.prod(network.shape) / count / np.asarray(precision))
 
 
 def portions(key: Key[Array, ""], sweeps: int) -> list[Array]:

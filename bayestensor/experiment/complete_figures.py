@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MOST_COMPONENTS = 6
 _MOST_POINTS = 3000
-_MOST_LABELS = 40
+_MOST_TICKS = 16
 _MOST_LETTERS = 24  # side by side
 
 
@@ -38,13 +38,13 @@ def write_figures(model: TensorCompletion, observed: Observed, held: dict[str, n
             predicted_against_held_out(left, held)
             calibration(right, held["levels"], held["inside"])
         if is_joint(model.network_):
-            cores = {name: core[0] for name, core in model.draws_.positions["cores"].items()}
-            components = align(model.network_, cores)
-            rank = max(1, int(next(iter(model.rank_posterior_.values())).argmax()))
+            components = align(model.network_, model.draws_.flat()["cores"])
+            shares = next(iter(model.rank_posterior_.values()))
             if components.weights.shape[1]:
                 figures["weights"] = Figure(figsize=(4, 3), layout="constrained")
-                weight_boxes(figures["weights"].subplots(), components.weights * model.scale_)
-                figures["factors"] = _factor_grid(components, observed, rank)
+                some = max(1, int(np.flatnonzero(shares).max()))  # the others never count
+                weight_boxes(figures["weights"].subplots(), components.weights[:, :some] * model.scale_)
+                figures["factors"] = _factor_grid(components, observed, max(1, int(shares.argmax())))
         for name, figure in figures.items():
             with writing(out):
                 figure.savefig(out / f"{name}.png", dpi=150)
@@ -88,11 +88,14 @@ def calibration(axes: Axes, levels: np.ndarray, inside: np.ndarray) -> Axes:
 
 def weight_boxes(axes: Axes, weights: np.ndarray) -> Axes:
     """Posterior of each component's weight, [draw, component], in the units of the data: median, half and all of it."""
+    from matplotlib.ticker import LogLocator
+
     shown = weights[:, :20]
     axes.boxplot(shown, whis=(0, 100), widths=0.5, medianprops={"color": PALETTE[1]})
     axes.set(xlabel="component", ylabel="weight", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if shown.max() < 1000 * shown.min() else (1,)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}" if shown.max() < 10 * shown.min() else "")
+    axes.yaxis.set_minor_formatter("")
     ticks = np.arange(1, shown.shape[1] + 1, 1 + shown.shape[1] // 10)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     return axes
@@ -118,9 +121,10 @@ def _factor_grid(components: Components, observed: Observed, rank: int) -> Any:
         numeric = labels is not None and np.issubdtype(np.asarray(labels).dtype, np.number)
         place = np.asarray(labels) if numeric else np.arange(observed.shape[k])
         factor_lines(axes, components.columns[k][:, :, :shown], place)
-        if labels is not None and not numeric and len(labels) <= _MOST_LABELS:
-            names = [str(label) for label in labels]
-            axes.set_xticks(place, names, rotation=90 if sum(map(len, names)) > _MOST_LETTERS else 0)
+        if labels is not None and not numeric:
+            names, step = [str(label) for label in labels], 1 + len(labels) // _MOST_TICKS
+            turned = sum(map(len, names[::step])) > _MOST_LETTERS
+            axes.set_xticks(place[::step], names[::step], rotation=90 if turned else 0)
         axes.set_xlabel(f"mode {k}" if observed.names is None else str(observed.names[k]))
     figure.suptitle(f"the {shown} heaviest components, with 90 % bands", fontsize=9)
     return figure

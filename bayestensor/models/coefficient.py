@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.models.conjugate import pick_scales
+from bayestensor.models.conditionals import pick_scales
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.contract import contract
 from bayestensor.tensor.design import (

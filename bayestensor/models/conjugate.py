@@ -23,13 +23,12 @@ import numpy as np
 from bayestensor.models import side
 from bayestensor.models.augment import DISCRETE, augmented, dispersion
 from bayestensor.models.compiled import quick_jit
+from bayestensor.models.conditionals import pick_precision, pick_scales, prior_precision
 from bayestensor.models.effects import Effects, spread_out, taken_off, update
 from bayestensor.models.effects import start as no_effects
-from bayestensor.models.rows import chain_posterior, pick_correlations, row_posterior
+from bayestensor.models.rows import chain_posterior, innovations, pick_correlations, row_posterior
 from bayestensor.models.side import Features, Side
-from bayestensor.priors.base import ScalePrior, conditional
-from bayestensor.priors.log_gamma import draw_log_gamma
-from bayestensor.tensor.contract import bond_energy, contract
+from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.network import Factored, Network
 from bayestensor.tensor.normal import (
     Observations,
@@ -40,11 +39,7 @@ from bayestensor.tensor.normal import (
     split_legs,
     to_rows,
 )
-from bayestensor.typing import Array, Float, Key
-
-HIGHEST_PRECISION = 1e12  # of data scaled to mean square 1: noise below 1e-6 is no noise
-LOWEST_SCALE = 1e-10
-_SHAPE, _RATE = 1e-3, 1e-9  # gamma prior of the noise precision: proper, and felt by no data
+from bayestensor.typing import Array, Key
 
 
 class How(NamedTuple):
@@ -71,6 +66,17 @@ class State(NamedTuple):
     precision: Array  # of the noise
     effects: Effects
     sides: dict[str, Side]  # of cores whose mode has features
+
+
+class Swept(NamedTuple):
+    """The cores after a sweep over them, and what all else is drawn from."""
+
+    cores: dict[str, Array]
+    covariances: dict[str, Array]
+    seconds: dict[str, Array]  # [q, p]: expected squares of the rows
+    pairs: dict[str, Array]  # [q - 1, p]: expected products of neighbouring rows, where smooth
+    precisions: dict[str, Array]  # [p]: the prior's
+    residual: Array  # expected weighted squares of data - X
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ class Conjugate:
         """Cores to start from, every scale at 1; offsets at 0 around a constant."""
         cores = {c.name: jnp.asarray(cores[c.name]) for c in self.network.cores}
         dtype = jnp.result_type(*cores.values())
-        shapes = {name: row_shape(self.network, name) for name in cores}
+        shapes = self._shapes()
         covariances = {
             n: jnp.broadcast_to(self.variance * jnp.eye(p, dtype=dtype), (q, p, p)) for n, (q, p) in shapes.items()
         }
@@ -159,11 +165,31 @@ class Conjugate:
                 maximum of the bound; MAP moves every coordinate to its conditional mode.
             hold: whether the noise precision stays as it is.
         """
-        draw, spreads = how
+        draw, _ = how
         core_key, scale_key, noise_key, correlation_key, hidden_key, effect_key = jax.random.split(key, 6)
-        features = dict(self.sides)
-        if features:
-            correlation_key, strength_key, map_key, gauge_key = jax.random.split(correlation_key, 4)
+        if self.sides:
+            correlation_key, *side_keys = jax.random.split(correlation_key, 4)
+        effects, data = self._effects(hidden_key, effect_key, state, data, draw)
+        swept = self._swept(core_key, state, data, how)
+        correlations = state.correlations
+        if self.smooth:
+            correlations = pick_correlations(correlation_key, swept.seconds, swept.pairs, swept.precisions, draw)
+        if self.sides:
+            swept, strengths = self._strengths(side_keys[0], swept, draw)
+        seconds = swept.seconds | {
+            n: innovations(swept.seconds[n], swept.pairs[n], correlations[n]) for n in self.smooth
+        }
+        roots = {n: from_rows(self.network, n, jnp.sqrt(jnp.maximum(own, 0))) for n, own in seconds.items()}
+        precision = pick_precision(noise_key, data.count, jnp.maximum(swept.residual, 0), draw)
+        if self.sides and is_joint(self.network):
+            swept, roots = self._rebalanced(side_keys[2], swept, roots, draw)
+        scales = pick_scales(scale_key, self.network, self.prior, self.variance, state.scales, roots, draw)
+        sides = self._maps(side_keys[1], swept.cores, scales, strengths, draw) if self.sides else {}
+        precision = jnp.where(hold, state.precision, precision)
+        return State(swept.cores, swept.covariances, scales, correlations, precision, effects, sides)
+
+    def _effects(self, hidden_key, effect_key, state: State, data: Observations, draw) -> tuple[Effects, Observations]:
+        """Constant and offsets given the cores, and what they and the hidden variables leave for the network."""
         effects, modes = state.effects, self.network.modes
         if self.likelihood != "gaussian" or self.effects:
             x, total = self.values(state, data)
@@ -171,117 +197,68 @@ class Conjugate:
         if self.effects:
             effects, total = update(effect_key, effects, data, modes, x, state.precision, draw)
             data = taken_off(data, effects, modes, total)
-        cores, covariances, correlations = dict(state.cores), dict(state.covariances), dict(state.correlations)
-        shapes = {name: row_shape(self.network, name) for name in cores}
+        return effects, data
+
+    def _swept(self, key, state: State, data: Observations, how: How) -> Swept:
+        """Every core given the others, one after another."""
+        network, features = self.network, dict(self.sides)
+        cores, covariances, shapes = dict(state.cores), dict(state.covariances), self._shapes()
         ends = np.cumsum([q * p for q, p in shapes.values()])
-        normal = jax.random.normal(core_key, (int(ends[-1]),), state.precision.dtype) * draw
-        pieces = jnp.split(normal, ends[:-1])
+        normal = jax.random.normal(key, (int(ends[-1]),), state.precision.dtype) * how.draw
         seconds, pairs, precisions = {}, {}, {}
-        for k, (name, (q, p)) in enumerate(shapes.items()):
-            gram, moment = normal_equations(self.network, cores, name, data, covariances or None)
-            d = precisions[name] = prior_precision(self.network, name, state.scales, self.variance)
+        for (name, (q, p)), piece in zip(shapes.items(), jnp.split(normal, ends[:-1]), strict=True):
+            gram, moment = normal_equations(network, cores, name, data, covariances or None)
+            d = precisions[name] = prior_precision(network, name, state.scales, self.variance)
             pull = d[None] * side.mean(features[name], state.sides[name]) if name in features else 0.0
-            scaled = state.precision * gram, state.precision * moment + pull, d, pieces[k].reshape(q, p)
+            scaled = state.precision * gram, state.precision * moment + pull, d, piece.reshape(q, p)
             if name in self.smooth:
-                rows, spread, lag = chain_posterior(*scaled, correlations[name])
-                pairs[name] = rows[1:] * rows[:-1] + (spreads * lag[:-1] if covariances else 0.0)
+                rows, spread, lag = chain_posterior(*scaled, state.correlations[name])
+                pairs[name] = rows[1:] * rows[:-1] + (how.spreads * lag[:-1] if covariances else 0.0)
             else:
                 rows, spread = row_posterior(*scaled)
-            cores[name], seconds[name] = from_rows(self.network, name, rows), rows**2
+            cores[name], seconds[name] = from_rows(network, name, rows), rows**2
             second = rows[:, :, None] * rows[:, None, :]
             if covariances:
-                covariances[name] = spread = spreads * spread
+                covariances[name] = spread = how.spreads * spread
                 seconds[name], second = seconds[name] + jnp.diagonal(spread, axis1=1, axis2=2), second + spread
-        if self.smooth:
-            correlations = pick_correlations(correlation_key, seconds, pairs, precisions, draw)
-        squares, strengths = {}, {}
-        for k, (name, own) in enumerate(seconds.items()):
-            if name in features:
-                own_key, about = jax.random.fold_in(strength_key, k), to_rows(self.network, name, cores[name])
-                picked = side.pick_strength(own_key, features[name], about, precisions[name], draw)
-                strengths[name], explained = picked
-                own = own * jnp.maximum(1 - explained / jnp.maximum(own.sum(0), 1e-300), 0)[None]
-            if name in self.smooth:
-                rho, pair = correlations[name][None], pairs[name]
-                own = jnp.concatenate([own[:1] * (1 - rho**2), own[1:] - 2 * rho * pair + rho**2 * own[:-1]])
-            squares[name] = from_rows(self.network, name, jnp.sqrt(jnp.maximum(own, 0)))
         residual = data.energy + (second * gram).sum() - 2 * (moment * rows).sum()
-        precision = pick_precision(noise_key, data.count, jnp.maximum(residual, 0), draw)
-        if features and is_joint(self.network):
-            moved = _rebalanced(
-                gauge_key, self.network, cores, covariances, squares, precisions, next(iter(features)), draw
-            )
-            cores, covariances, squares = moved
-        scales = pick_scales(scale_key, self.network, self.prior, self.variance, state.scales, squares, draw)
-        sides = {}
-        for k, (name, strength) in enumerate(strengths.items()):
+        return Swept(cores, covariances, seconds, pairs, precisions, residual)
+
+    def _shapes(self) -> dict[str, tuple[int, int]]:
+        return {core.name: row_shape(self.network, core.name) for core in self.network.cores}
+
+    def _strengths(self, key, swept: Swept, draw) -> tuple[Swept, dict[str, Array]]:
+        """Core -> strength of its map, and the cores' squares less what the maps then explain."""
+        seconds, strengths, places = dict(swept.seconds), {}, list(swept.cores)
+        for name, features in self.sides:
+            own_key = jax.random.fold_in(key, places.index(name))
+            rows, d = to_rows(self.network, name, swept.cores[name]), swept.precisions[name]
+            strengths[name], explained = side.pick_strength(own_key, features, rows, d, draw)
+            own = seconds[name]
+            seconds[name] = own * jnp.maximum(1 - explained / jnp.maximum(own.sum(0), 1e-300), 0)[None]
+        return swept._replace(seconds=seconds), strengths
+
+    def _maps(self, key, cores, scales, strengths, draw) -> dict[str, Side]:
+        """Core -> map of its features, given its rows."""
+        found = {}
+        for k, (name, features) in enumerate(self.sides):
             d = prior_precision(self.network, name, scales, self.variance)
-            about = to_rows(self.network, name, cores[name])
-            own_key = jax.random.fold_in(map_key, k)
-            sides[name] = side.pick_map(own_key, features[name], about, d, strength, draw)
-        precision = jnp.where(hold, state.precision, precision)
-        return State(cores, covariances, scales, correlations, precision, effects, sides)
+            rows, own_key = to_rows(self.network, name, cores[name]), jax.random.fold_in(key, k)
+            found[name] = side.pick_map(own_key, features, rows, d, strengths[name], draw)
+        return found
 
+    def _rebalanced(self, key, swept: Swept, roots, draw) -> tuple[Swept, dict[str, Array]]:
+        """Cores of CP, and the roots of their squares, with columns moved by `side.rebalance`."""
+        rows = {name: to_rows(self.network, name, root) for name, root in roots.items()}
+        energies = {name: swept.precisions[name] * (r**2).sum(0) for name, r in rows.items()}
+        logs = side.rebalance(key, energies, {name: len(r) for name, r in rows.items()}, self.sides[0][0], draw)
+        by = {name: jnp.exp(log)[None] for name, log in logs.items()}
 
-def _rebalanced(key, network: Network, cores, covariances, roots, precisions, pivot: str, draw):
-    """(cores, covariances, roots of squares) of CP with columns moved by `side.rebalance`."""
-    rows = {name: to_rows(network, name, root) for name, root in roots.items()}
-    energies = {name: precisions[name] * (r**2).sum(0) for name, r in rows.items()}
-    logs = side.rebalance(key, energies, {name: len(r) for name, r in rows.items()}, pivot, draw)
-    by = {name: jnp.exp(log)[None] for name, log in logs.items()}
+        def scaled(arrays):
+            return {n: from_rows(self.network, n, to_rows(self.network, n, a) * by[n]) for n, a in arrays.items()}
 
-    def scaled(arrays):
-        return {n: from_rows(network, n, to_rows(network, n, a) * by[n]) for n, a in arrays.items()}
-
-    spreads = {n: a * by[n][:, :, None] * by[n][:, None, :] for n, a in covariances.items()}
-    return scaled(cores), spreads, scaled(roots)
-
-
-def pick_scales(
-    key: Key[Array, ""],
-    network: Network,
-    prior: ScalePrior,
-    variance: float,
-    scales: Mapping[str, Array],
-    roots: Mapping[str, Array],
-    draw: float | Array,
-) -> dict[str, Array]:
-    """Bond -> v, one bond after another: conditional draws, or modes where `draw` is 0.
-
-    Args:
-        key: for the draws.
-        network: the tensor.
-        prior: of the scales.
-        variance: sigma_core^2.
-        scales: bond -> v so far.
-        roots: core -> root of the (expected) square of each entry.
-        draw: 1 to draw, 0 for the mode.
-    """
-    new = dict(scales)
-    for k, bond in enumerate(network.bonds):
-        energy, count = bond_energy(network, roots, new, bond, variance), network.bond_count(bond)
-        drawn = conditional(prior)(jax.random.fold_in(key, k), new[bond], energy, count)
-        new[bond] = jnp.maximum(jnp.where(draw > 0, drawn, prior.mode(energy, count)), LOWEST_SCALE)
-    return new
-
-
-def prior_precision(network: Network, name: str, scales: Mapping[str, Array], variance: float) -> Float[Array, "p"]:
-    """`1 / (sigma_core^2 * product of v over shrunk_by)`, one number for each bond index of the core."""
-    _, bonds = split_legs(network, network.core[name])
-    terms = [(1 / scales[b], (b,)) for b in network.shrunk_by(name)]
-    free = [b for b in bonds if b not in network.shrunk_by(name)]
-    dtype = jnp.result_type(*scales.values()) if scales else jnp.zeros(()).dtype
-    terms += [(jnp.full(network.size[b], 1.0, dtype), (b,)) for b in free]
-    product = contract(terms, bonds) if terms else jnp.ones((), dtype)
-    return (product / variance).reshape(-1)
-
-
-def pick_precision(key: Key[Array, ""], count: Array, residual: Array, draw: float | Array) -> Float[Array, ""]:
-    """Of the noise: Gamma(count / 2, residual / 2) drawn, or `count / residual`."""
-    shape = 0.5 * count + _SHAPE
-    best = shape / (0.5 * residual + _RATE)
-    drawn = jnp.exp(draw_log_gamma(key, shape) - jnp.log(shape)) * best
-    return jnp.minimum(jnp.where(draw > 0, drawn, best), HIGHEST_PRECISION)
+        spreads = {n: a * by[n][:, :, None] * by[n][:, None, :] for n, a in swept.covariances.items()}
+        return swept._replace(cores=scaled(swept.cores), covariances=spreads), scaled(roots)
 
 
 @partial(quick_jit, static_argnames="model")

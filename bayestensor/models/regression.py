@@ -23,7 +23,7 @@ import numpy as np
 
 from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, run_portion
 from bayestensor.models.compiled import quick_jit
-from bayestensor.models.conjugate import pick_precision
+from bayestensor.models.conditionals import pick_precision
 from bayestensor.tensor.design import responses
 from bayestensor.typing import Array, Float, Key
 

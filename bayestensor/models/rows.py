@@ -96,3 +96,15 @@ def pick_correlations(
     best = rho[jnp.argmax(log_p + draw * jax.random.gumbel(key, log_p.shape, log_p.dtype), axis=0), 0]
     ends = np.cumsum([pair.shape[1] for pair in pairs.values()])[:-1]
     return dict(zip(pairs, jnp.split(best, ends), strict=True))
+
+
+def innovations(own: Float[Array, "q p"], pairs: Float[Array, "n p"], rho: Float[Array, "p"]) -> Float[Array, "q p"]:
+    """Expected squares of `rows[q + 1] - rho rows[q]`; of the first row, brought to the same variance.
+
+    Args:
+        own: second moments of the rows.
+        pairs: expected products of neighbouring rows.
+        rho: correlation of each column.
+    """
+    rho = rho[None]
+    return jnp.concatenate([own[:1] * (1 - rho**2), own[1:] - 2 * rho * pairs + rho**2 * own[:-1]])

@@ -3,13 +3,15 @@ with masked matrix products in NumPy: one product of mask and Khatri-Rao product
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 
 
 def bcpf(
     tensor: np.ndarray, max_rank: int = 40, sweeps: int = 100, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """(mean, sd of an observation, rank) of a tensor with NaN where unknown."""
+) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """(mean, sd of an observation, rank, sweeps taken) of a tensor with NaN where unknown."""
     rng, shape = np.random.default_rng(seed), tensor.shape
     observed = np.isfinite(tensor)
     unit = tensor[observed].std()
@@ -21,7 +23,7 @@ def bcpf(
     gamma, tau, before = np.ones(max_rank), 100.0, None
     for sweep in range(sweeps):
         for k in range(len(shape)):
-            moment = values[k] @ _products(means, spreads, k)[0]
+            moment = values[k] @ _khatri_rao([m for j, m in enumerate(means) if j != k])
             gram = _gram(masks[k], means, spreads, k)
             spreads[k] = np.linalg.inv(tau * gram + np.diag(gamma))
             means[k] = tau * np.einsum("irs,is->ir", spreads[k], moment)
@@ -40,20 +42,17 @@ def bcpf(
             break
         before = now
     variance = np.maximum(_second(means, spreads, shape) - now**2, 0) + 1 / tau
-    return now * unit, np.sqrt(variance) * unit, len(gamma)
+    return now * unit, np.sqrt(variance) * unit, len(gamma), sweep + 1
 
 
 def _gram(mask, means, spreads, k):
     """Mask times the Khatri-Rao product of second moments, some rows of its first factor at a time: memory, not more."""
-    others = [(m, s) for j, (m, s) in enumerate(zip(means, spreads, strict=True)) if j != k]
-    (m, s), rest = others[0], others[1:]
-    rank = m.shape[1]
-    pair = (s + m[:, :, None] * m[:, None]).reshape(len(m), -1)
-    inner = _products(*zip((np.ones((1, rank)), 0), *rest, strict=True), 0)[1]
-    mask, gram = mask.reshape(len(mask), len(m), -1), 0
+    first, *rest = [pair for j, pair in enumerate(_pairs(means, spreads)) if j != k]
+    inner, rank = _khatri_rao(rest) if rest else np.ones((1, first.shape[1])), means[0].shape[1]
+    mask, gram = mask.reshape(len(mask), len(first), -1), 0
     step = max(1, 400 // len(inner))  # rows whose products stay in the cache
-    for at in range(0, len(m), step):
-        block = (pair[at : at + step, None] * inner[None]).reshape(-1, rank**2)
+    for at in range(0, len(first), step):
+        block = (first[at : at + step, None] * inner[None]).reshape(-1, rank**2)
         gram = gram + mask[:, at : at + step].reshape(len(mask), -1) @ block
     return gram.reshape(-1, rank, rank)
 
@@ -62,24 +61,19 @@ def _unfold(array: np.ndarray, k: int) -> np.ndarray:
     return np.moveaxis(array, k, 0).reshape(array.shape[k], -1)
 
 
-def _products(means, spreads, k):
-    """Khatri-Rao products of the other factors' means and second moments."""
-    first, second = None, None
-    for j, (m, s) in enumerate(zip(means, spreads, strict=True)):
-        if j != k:
-            pair = (s + m[:, :, None] * m[:, None]).reshape(len(m), -1)
-            first = m if first is None else (first[:, None] * m[None]).reshape(-1, m.shape[1])
-            second = pair if second is None else (second[:, None] * pair[None]).reshape(-1, pair.shape[1])
-    return first, second
+def _pairs(means, spreads):
+    """Second moments of each factor's rows, [n, rank^2]."""
+    return [(s + m[:, :, None] * m[:, None]).reshape(len(m), -1) for m, s in zip(means, spreads, strict=True)]
+
+
+def _khatri_rao(matrices):
+    return reduce(lambda a, b: (a[:, None] * b[None]).reshape(-1, a.shape[1]), matrices)
 
 
 def _dense(means, shape):
-    first, _ = _products([np.ones((1, means[0].shape[1])), *means], [np.zeros(1)] * (len(means) + 1), 0)
-    return first.sum(1).reshape(shape)
+    return (means[0] @ _khatri_rao(means[1:]).T).reshape(shape)
 
 
 def _second(means, spreads, shape):
-    """E[X^2], a slab of the first mode at a time."""
-    _, rest = _products(means, spreads, 0)
-    pair = (spreads[0] + means[0][:, :, None] * means[0][:, None]).reshape(shape[0], -1)
-    return (pair @ rest.T).reshape(shape)
+    """E[X^2]."""
+    return _dense(_pairs(means, spreads), shape)

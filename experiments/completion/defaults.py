@@ -18,8 +18,8 @@ from recovery import problem
 from run import holes
 
 from bayestensor.estimators import TensorCompletion, starting
-from bayestensor.estimators.fitting import default_network
 from bayestensor.estimators.inputs import read
+from bayestensor.estimators.networks import default_network
 from bayestensor.priors import InverseGamma
 
 RATES = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3)  # times the count D of an index

@@ -19,8 +19,8 @@ import numpy as np
 from run import holes
 
 from bayestensor.estimators import TensorCompletion
-from bayestensor.estimators.fitting import default_prior, rank_shares
-from bayestensor.estimators.starting import seen_noise
+from bayestensor.estimators.counting import rank_shares, seen_noise
+from bayestensor.estimators.fitting import default_prior
 from bayestensor.inference.sample import sample
 from bayestensor.inference.sghmc import sghmc
 from bayestensor.inference.svgd import svgd

@@ -2,7 +2,7 @@
 masked CP by TensorLy.
 
 python experiments/completion/run.py amino:0.5 amino:0.9 ... [--seeds 1 2 3] [--methods ours bcpf tensorly]
-                                     [--set format=tucker] [--out result.jsonl]
+                                     [--sweeps 100] [--set format=tucker] [--out result.jsonl]
 
 A row is data:share hidden, or data:share:mode where whole fibres along a mode are hidden. The larger tensors are there
 whole ('jasper') and in part ('jasper-part', see PARTS).
@@ -88,12 +88,12 @@ def ours(holed, hidden, whole, seed, **settings) -> dict:
     return found | times | {"rank": model.rank_ if isinstance(model.rank_, int) else list(model.rank_.values())}
 
 
-def theirs(holed, hidden, whole, seed) -> dict:
+def theirs(holed, hidden, whole, seed, sweeps) -> dict:
     began, spent = time.perf_counter(), time.process_time()
-    mean, sd, rank = bcpf(holed, seed=seed)
+    mean, sd, rank, taken = bcpf(holed, sweeps=sweeps, seed=seed)
     times = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent}
     found = scores(mean[hidden], *gaussian_interval(mean[hidden], sd[hidden], 0.9), whole[hidden])
-    return found | image_scores(mean, whole, hidden) | times | {"rank": rank}
+    return found | image_scores(mean, whole, hidden) | times | {"rank": rank, "sweeps": taken}
 
 
 def tensorly(holed, hidden, whole, seed) -> dict:
@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", default=ROWS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[1])
     parser.add_argument("--methods", nargs="*", default=["ours", "bcpf"], choices=["ours", "bcpf", "tensorly"])
+    parser.add_argument("--sweeps", type=int, default=100, help="the most that bcpf takes")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters other than the defaults")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("result.jsonl"))
     options = parser.parse_args()
@@ -125,10 +126,16 @@ def main() -> None:
             name, share, *along = row.split(":")
             whole, holed, hidden = holes(name, float(share), seed, *map(int, along))
             for method in options.methods:
-                fit = {"ours": partial(ours, **settings), "bcpf": theirs, "tensorly": tensorly}[method]
+                fit = {
+                    "ours": partial(ours, **settings),
+                    "bcpf": partial(theirs, sweeps=options.sweeps),
+                    "tensorly": tensorly,
+                }[method]
                 found = {"data": name, "hidden": float(share), "along": along, "mask_seed": seed, "method": method}
                 scored = fit(holed, hidden, whole, seed)
-                found |= settings | {k: round(v, 4) if isinstance(v, float) else v for k, v in scored.items()}
+                found |= (settings if method == "ours" else {}) | {
+                    k: round(v, 4) if isinstance(v, float) else v for k, v in scored.items()
+                }
                 print(json.dumps(found), flush=True)
                 with options.out.open("a") as lines:
                     lines.write(json.dumps(found) + "\n")
