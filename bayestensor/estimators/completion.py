@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from bayestensor.estimators import inputs
 from bayestensor.estimators.counting import most_frequent_rank
-from bayestensor.estimators.fitting import Plan, closed_form_fit, noise_variance
+from bayestensor.estimators.fitting import Plan, closed_form_fit, default_sweeps, noise_variance
 from bayestensor.estimators.held_out import conformal_quantile, format_scores, held_out, normalised_residuals, part
 from bayestensor.estimators.networks import default_network
 from bayestensor.estimators.prediction import Posterior
@@ -53,7 +53,8 @@ class TensorCompletion(BaseEstimator):
         conformal_by: what is left out: 'random' entries, or whole fibres along a mode (its number).
         inference: 'gibbs' (draws, the only one whose intervals hold the whole posterior), 'variational' (mean field:
             quick, its intervals too narrow), 'map' (no uncertainty but the noise).
-        num_draws, burn_in: Gibbs sweeps that are kept, of all chains together, and of each before that dropped.
+        num_draws, burn_in: Gibbs sweeps that are kept, of all chains together, and of each before that dropped; 'auto'
+            for 100 and 60, in proportion fewer above a million entries in a list (see `fitting.default_sweeps`).
         chains: Gibbs chains, each from a start of its own (fewer where other starts are much worse than the best; all
             from one, found by the spectrum, where the entries are a long list); 'auto' for up to four, where they are
             cheap.
@@ -84,8 +85,8 @@ class TensorCompletion(BaseEstimator):
         conformal: float = 0.0,
         conformal_by: Any = "random",
         inference: str = "gibbs",
-        num_draws: int = 100,
-        burn_in: int = 60,
+        num_draws: Any = "auto",
+        burn_in: Any = "auto",
         chains: Any = "auto",
         warm_up: int = 60,
         random_state: Any = None,
@@ -138,7 +139,11 @@ class TensorCompletion(BaseEstimator):
         discrete = self.likelihood in DISCRETE
         self.scale_ = 1.0 if discrete else _root_mean_square(given.values)
         network = default_network(self.format_, given.shape, len(given.values), self.max_rank)
-        prior, sizes = named_prior(self.prior), (self.num_draws, self.burn_in, self.warm_up, self.chains)
+        draws, burn_in = default_sweeps(given)
+        draws = draws if self.num_draws == "auto" else self.num_draws
+        burn_in = burn_in if self.burn_in == "auto" else self.burn_in
+        sizes = draws, burn_in, self.warm_up, self.chains
+        prior = named_prior(self.prior)
         plan = Plan(prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects, self.side)
         with jax.enable_x64(True):
             fit = closed_form_fit(network, given, given.values / self.scale_, plan, jax.random.key(seed))
@@ -250,7 +255,7 @@ class TensorCompletion(BaseEstimator):
             raise ValueError("conformal is for values and counts; intervals of 'bernoulli' are of probabilities")
         for name, least in (("num_draws", 2), ("burn_in", 0), ("warm_up", 1), ("chains", 1)):
             value = getattr(self, name)
-            if name == "chains" and value == "auto":
+            if name != "warm_up" and isinstance(value, str) and value == "auto":
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise ValueError(f"{name} is {value!r}; a whole number of at least {least} is needed")
