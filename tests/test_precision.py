@@ -70,13 +70,15 @@ def test_gradients_are_the_same_in_bfloat16_and_computed_again(name):
     assert distance(recomputed, expected) < 1e-4
 
 
-def test_checkpointing_keeps_less():
-    """Eight layers of width 64 on 4,096 rows: without it some thirty arrays of 1 MiB are kept, with it one a layer."""
-    model, x = MLP([(64, 64)] * 8 + [(64, 3)], activation="gelu", rngs=nnx.Rngs(0)), jnp.ones((4096, 64))
+@pytest.mark.parametrize("name", MODELS)
+def test_checkpointing_keeps_less(name):
+    """Numbers that the backward pass is handed, weights included; nothing in a BiLSTM is computed again."""
+    make, x = MODELS[name]
+    model = make(nnx.Rngs(0))
 
-    def held(again):
+    def kept(again):
         graphdef, state = nnx.split(rematerialise(model, again))
-        loss = jax.grad(lambda state: nnx.merge(graphdef, state)(x).sum())
-        return jax.jit(loss).lower(state).compile().memory_analysis().temp_size_in_bytes
+        pull = jax.eval_shape(lambda state: jax.vjp(lambda state: nnx.merge(graphdef, state)(x), state)[1], state)
+        return sum(leaf.size for leaf in jax.tree.leaves(pull))
 
-    assert held(True) < 0.7 * held(False)
+    assert kept(True) == kept(False) if name == "bilstm" else kept(True) < 0.8 * kept(False)
