@@ -12,7 +12,8 @@ import pytest
 from sklearn.exceptions import ConvergenceWarning
 
 from bayestensor.estimators import TensorRegressor
-from bayestensor.estimators.coefficient import check_mixing, rank_shares, split_r_hat, standing_out
+from bayestensor.estimators.chains import check_mixing, split_r_hat
+from bayestensor.estimators.coefficient import rank_shares, standing_out
 from bayestensor.tensor.formats import cp
 
 
