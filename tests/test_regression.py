@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 from sklearn.base import clone
 
 from bayestensor.estimators import TensorRegressor, covariates
 from bayestensor.estimators.left_out import left_out_density
-from bayestensor.estimators.remainder import build_remainder, log_evidence
+from bayestensor.estimators.remainder import Plan, build, build_remainder, log_evidence
+from bayestensor.estimators.stacking import _log_density, dealt, mixture_weights
 from bayestensor.models import regression
 from bayestensor.models.coefficient import (
     Coefficient,
@@ -157,13 +159,13 @@ def test_a_sweep_keeps_the_prior_when_data_are_drawn_from_it():
         assert (min(p) < 1e-5) == (sd > 1), p
 
 
-@pytest.mark.parametrize("kind", ["linear", "smooth", None])
+@pytest.mark.parametrize("kind", ["linear", "smooth", None, Plan("leading", 0.0), Plan("leading", 1.0, 100.0)])
 @pytest.mark.parametrize("p", [3, 12])
 def test_the_remainder_is_its_kernel(kind, p):
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(8, p)), rng.normal(size=(8, 2))
     x, y = (x - x.mean(0)) / math.sqrt(p), y - y.mean(0)
-    found = build_remainder(kind, x, y)
+    found = build(kind, x) if isinstance(kind, Plan) else build_remainder(kind, x, y)
     at, own = found.at(x)
     kernel = at @ found.vectors.T
     np.testing.assert_allclose(at, found.vectors * found.spectrum, atol=1e-9)
@@ -187,6 +189,46 @@ def test_the_remainder_is_its_kernel(kind, p):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bayestensor.estimators.remainder.RATIOS", RATIOS[::8])
         assert abs(log_evidence(found, y) - expected) < 1e-4
+
+
+def test_kernels_are_weighed_by_the_density_of_their_mixture_of_data_left_out():
+    """Weights against a general optimiser; the density of a fold against matrices of all n; draws dealt by weight."""
+    rng = np.random.default_rng(8)
+    log_p = 2 * rng.normal(size=(4, 50))
+    found = mixture_weights(log_p)
+    limits = {"bounds": [(0, 1)] * 4, "constraints": {"type": "eq", "fun": lambda w: w.sum() - 1}}
+    best = scipy.optimize.minimize(lambda w: -np.log(w @ np.exp(log_p)).sum(), np.full(4, 0.25), **limits)
+    np.testing.assert_allclose(found, best.x, atol=2e-3)
+
+    x, y = rng.normal(size=(12, 3)), rng.normal(size=(12, 2))
+    rest, fold, plan = np.arange(9), np.arange(9, 12), Plan("leading", 0.8, 2.0)
+    x0, y0 = x[rest] - x[rest].mean(axis=0), y[rest] - y[rest].mean(axis=0)
+    remainder = build(plan, x0)
+    at, own = remainder.at(x[fold] - x[rest].mean(axis=0))
+    kernel, cross = remainder.at(x0)[0] @ remainder.vectors.T, at @ remainder.vectors.T
+    ratios, expected = RATIOS[::8], np.zeros(3)
+    for k in range(2):
+        log_w, log_q = [], []
+        for ratio in ratios:
+            covariance = np.eye(9) + ratio * kernel
+            energy = y0[:, k] @ np.linalg.solve(covariance, y0[:, k])
+            log_w.append(-0.5 * np.linalg.slogdet(covariance)[1] - 4 * np.log(energy))
+            gain = ratio * np.linalg.solve(covariance, cross.T).T
+            spread = 1 + 1 / 9 + ratio * own - ratio * (gain * cross).sum(1)
+            mean, sd = y[rest, k].mean() + gain @ y0[:, k], np.sqrt(spread * energy / 8)
+            log_q.append(scipy.stats.norm.logpdf(y[fold, k], mean, sd))
+        log_w = np.array(log_w) - np.logaddexp.reduce(log_w)
+        expected += np.logaddexp.reduce(log_w[:, None] + np.array(log_q), axis=0)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("remainder", "stacking"):
+            patch.setattr(f"bayestensor.estimators.{module}.RATIOS", ratios)
+        np.testing.assert_allclose(
+            _log_density(plan, x, y, rest, fold), expected, atol=1e-2
+        )  # ratios below e^-8 are cut
+
+    hands = dealt([0.62, 0.31, 0.07], 400)
+    assert [sum(map(len, mine)) for mine in hands] == [250, 125, 25]
+    np.testing.assert_array_equal(np.sort(np.concatenate([h for mine in hands for h in mine])), np.arange(400))
 
 
 def test_noise_and_ratio_are_drawn_from_their_posterior():
@@ -307,6 +349,7 @@ def test_it_finds_coefficient_rank_noise_and_interval(problem):
     gaussian = scipy.stats.norm.logpdf(y[80:], mean, sd).mean()
     assert abs(fit.log_score(x[80:], y[80:]) - gaussian) < 0.05
     assert fit.draws_.shape == (2, 100)
+    assert abs(sum(weight for weight, _, _ in fit.diagnostics_["kernels"]) - 1) < 1e-9
     left_out = fit.diagnostics_["left_out_density"]
     assert (fit.diagnostics_["remainder"][0] is None) == (left_out["without"] > left_out["with"])
 

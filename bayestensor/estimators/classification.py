@@ -13,17 +13,14 @@ import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
+from bayestensor.estimators.chains import check_mixing, run_chains, starts, warmed_up
 from bayestensor.estimators.coefficient import (
     CoefficientEstimator,
-    check_mixing,
     check_plan,
     coefficient_model,
     mean_coefficient,
     rank_shares,
-    run_chains,
     standing_out,
-    starts,
-    warmed_up,
 )
 from bayestensor.estimators.counting import most_frequent_rank
 from bayestensor.estimators.covariates import (
@@ -39,7 +36,7 @@ from bayestensor.estimators.remainder import build_remainder, check_remainder
 from bayestensor.inference.draws import Draws
 from bayestensor.models.augment import polya_gamma_mean
 from bayestensor.models.coefficient import Coefficient
-from bayestensor.models.compiled import quick_jit
+from bayestensor.models.compiled import closed_form, quick_jit
 from bayestensor.models.logistic import Labelled, LogisticState, stick_probabilities, sweeps
 from bayestensor.models.rows import CORRELATIONS
 from bayestensor.tensor.design import responses
@@ -96,15 +93,15 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         indicators = np.eye(len(self.classes_))[place][:, :-1]
         self._remainder = build_remainder(self.remainder, x, indicators - indicators.mean(axis=0))
         cols = kappa.shape[1:] if kappa.shape[1] > 1 else ()
-        with jax.enable_x64(True):
+        with closed_form():
             self._bases = mode_bases(x, self.covariate_shape_)
             model, families = coefficient_model(self, self._bases, cols, len(x))
             rows = in_network(x, self.covariate_shape_, self._bases, model.network)
             basis = self._remainder.vectors * np.sqrt(self._remainder.spectrum)
             basis = basis if self._remainder.kind else np.zeros((len(x), 1))
             turned = kappa.reshape(-1, *model.network.shape[len(model.network.rows) :])
-            given, labels, basis = map(jnp.asarray, (filled(rows), filled(turned), filled(basis, (0, 1))))
-            data = Labelled(given, labels, basis, families)
+            arrays: Any = filled(rows), filled(turned), filled(basis, (0, 1)), families
+            data = Labelled(*arrays)
             trace = self._run(model, data)
             draws = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (trace.coefficient.cores, *trace[1:]))
             counted, fitted = _summary(model.network, draws, data)
@@ -135,10 +132,11 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
     def _run(self, model: Coefficient, data: Labelled) -> LogisticState:
         seed, chains = seed_of(self.random_state), self.chains if self.inference == "gibbs" else 1
         k = data.kappa.size // len(data.kappa)
-        zeros = (np.zeros((chains, k)), np.zeros((chains, data.basis.shape[1], k)), np.ones((chains, k)))
-        rest = tuple(map(jnp.asarray, zeros))
-        alone = replace(data, basis=jnp.zeros_like(data.basis))
-        first = warmed_up(self, partial(sweeps, model), seed, LogisticState(starts(model, chains, seed), *rest), alone)
+        rest: Any = np.zeros((chains, k)), np.zeros((chains, data.basis.shape[1], k)), np.ones((chains, k))
+        none: Any = np.zeros_like(data.basis)
+        alone = replace(data, basis=none)
+        first = LogisticState(starts(model, chains, seed), *rest)
+        first, _ = warmed_up(self, partial(sweeps, model), seed, first, alone)
         first = first._replace(z=rest[1], ratio=rest[2])
         return run_chains(self, partial(sweeps, model), seed, first, data, self.burn_in, self.num_draws)
 
@@ -169,7 +167,7 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
             spectrum = self._remainder.spectrum if self._remainder.kind else np.zeros(1)
             rows = in_network(block, self.covariate_shape_, self._bases, self.network_)
             with jax.enable_x64(True):
-                args = map(jnp.asarray, (filled(rows), filled(kernel, (0, 1)), filled(own), filled(spectrum)))
+                args = filled(rows), filled(kernel, (0, 1)), filled(own), filled(spectrum)
                 eta = np.asarray(_log_odds(self.network_, flat, *args))[:, : len(block)]
             probabilities.append(stick_probabilities(eta).mean(axis=0))
         found = np.concatenate(probabilities)[:, np.argsort(self._order)]

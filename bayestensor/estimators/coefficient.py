@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning
 
 from bayestensor.estimators.covariates import autoregressions
 from bayestensor.estimators.fitting import default_prior
-from bayestensor.models.coefficient import PORTION, Coefficient, CoefficientState, Family
+from bayestensor.models.coefficient import Coefficient, Family
 from bayestensor.models.compiled import quick_jit
 from bayestensor.priors import ScalePrior, named_prior
 from bayestensor.ranks.select import RANK_THRESHOLD
-from bayestensor.tensor.contract import dense, norm, slice_norms
+from bayestensor.tensor.contract import contract, norm, slice_norms
 from bayestensor.tensor.design import slice_responses, system_shape, unknowns
 from bayestensor.tensor.formats import FORMATS
 from bayestensor.tensor.initialise import core_variance
@@ -30,6 +27,7 @@ INFERENCE = ("gibbs", "map")
 _WIDEST = {"cp": 8}  # largest default rank; of the other formats 5
 _WARM = 2**31  # portions of the warm-up are numbered from here: their keys are their own
 _R_HAT = 1.05  # above this chains have not come together
+_DRAW = "draw"
 _LARGEST_BLOCK = 150  # most bond indices of a core that 'auto' asks for
 _LARGEST_SYSTEM = 1500  # most unknowns or rows, whichever are fewer, of a core's equations that 'auto' asks for
 
@@ -121,9 +119,11 @@ def coefficient_model(
     covariates = tuple(basis.shape[1] for basis in bases)
     network = coefficient_network(estimator.format, covariates, response, count, estimator.max_rank)
     smooth = smooth_cores(network, estimator.smooth, [len(basis) for basis in bases])
-    families = {name: Family(*map(jnp.asarray, autoregressions(bases[mode]))) for name, mode in smooth.items()}
+    members: dict[str, Any] = {name: autoregressions(bases[mode]) for name, mode in smooth.items()}
     prior = named_prior(estimator.prior) or default_prior(network)
-    return Coefficient(network, prior, core_variance(network, 1.0), tuple(smooth)), families
+    return Coefficient(network, prior, core_variance(network, 1.0), tuple(smooth)), {
+        name: Family(*parts) for name, parts in members.items()
+    }
 
 
 def smooth_cores(network: Network, smooth: Any, covariates: Sequence[int]) -> dict[str, int]:
@@ -145,51 +145,6 @@ def smooth_cores(network: Network, smooth: Any, covariates: Sequence[int]) -> di
     if wrong:
         raise ValueError(f"smooth names modes {wrong}; this network can have {sorted(lone)} smooth")
     return {lone[mode]: mode for mode in smooth if covariates[mode] > 1}
-
-
-def starts(model: Coefficient, chains: int, seed: int) -> CoefficientState:
-    """A state for each chain [chain, ...]: cores drawn from the prior, every scale at 1."""
-    rng, network = np.random.default_rng(seed), model.network
-    shapes = {core.name: (chains, *network.core_shape(core.name)) for core in network.cores}
-    cores = {name: jnp.asarray(rng.normal(scale=model.variance**0.5, size=shape)) for name, shape in shapes.items()}
-    scales = {bond: jnp.asarray(np.ones((chains, size))) for bond, size in network.ranks.items()}
-    return CoefficientState(cores, scales, {name: jnp.asarray(np.zeros(chains, int)) for name in model.smooth})
-
-
-def warmed_up(estimator: Any, sweeps: Any, seed: int, states: Any, alone: Any) -> Any:
-    """States after half as many sweeps as the burn-in has on data `alone`, without a remainder.
-
-    Else the remainder takes what there is in the first sweeps, and the low rank finds nothing left to grow on.
-    """
-    draw = 1.0 if estimator.inference == "gibbs" else 0.0
-    for part in range(-(-estimator.burn_in // (2 * PORTION))):
-        states, _ = sweeps(np.uint32(seed), np.uint32(_WARM + part), states, alone, draw)
-    return states
-
-
-def run_chains(
-    estimator: Any, sweeps: Any, seed: int, states: Any, data: Any, burn_in: int, draws: int, first: int = 0
-) -> Any:
-    """Burn in and draw, a portion of sweeps a call: the kept states [chain, draw, ...] as NumPy arrays.
-
-    Portions are numbered from `first`, for keys of their own. Of a mode the last state alone is kept.
-
-    Raises:
-        FloatingPointError: a state that is not finite.
-    """
-    gibbs = estimator.inference == "gibbs"
-    kept = draws if gibbs else 1
-    portions = -(-(burn_in + kept) // PORTION)
-    traces = []
-    for part in range(portions):
-        own = np.uint32(first + part)
-        states, trace = sweeps(np.uint32(seed), own, states, data, 1.0 if gibbs else 0.0)
-        if (portions - part - 1) * PORTION < kept:
-            traces.append(jax.tree.map(np.asarray, trace))
-    trace = jax.tree.map(lambda *a: np.concatenate(a, axis=1)[:, -kept:], *traces)
-    if not all(np.isfinite(a).all() for a in jax.tree.leaves(trace)):
-        raise FloatingPointError("the fit is not finite: look for extreme covariates, or choose a smaller max_rank")
-    return trace
 
 
 def mean_coefficient(network: Network, cores: dict[str, np.ndarray]) -> np.ndarray:
@@ -228,40 +183,9 @@ def rank_shares(counted: Mapping[str, Array]) -> dict[str, np.ndarray]:
     return {bond: np.bincount(w.sum(axis=1), minlength=w.shape[1] + 1) / len(w) for bond, w in every.items()}
 
 
-def split_r_hat(values: np.ndarray) -> float:
-    """`sqrt((h - 1) / h + B / W)` of chains cut into halves of h draws, the variances summed over entries.
-
-    B is the variance of the halves' means, W the mean of their variances (Gelman et al., Bayesian Data Analysis, 2013,
-    section 11.4). Summed, it is about all predictions at once: the largest of hundreds would cry wolf.
-
-    Args:
-        values: [chain, draw, ...].
-    """
-    h = values.shape[1] // 2
-    halves = values[:, values.shape[1] - 2 * h :].reshape(2 * len(values), h, -1)
-    within, between = halves.var(axis=1, ddof=1).mean(axis=0).sum(), halves.mean(axis=1).var(axis=0, ddof=1).sum()
-    return float(np.sqrt((h - 1) / h + between / within)) if within > 0 else 1.0
-
-
-def check_mixing(estimator: Any, functionals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """R-hat of each [chain, draw, ...]; {} for one chain or no draws. Warns where the chains disagree."""
-    if estimator.inference != "gibbs" or estimator.chains < 2 or estimator.num_draws < 4:
-        return {}
-    found = {name: split_r_hat(np.asarray(values)) for name, values in functionals.items()}
-    high = ", ".join(f"{name} {r:.2f}" for name, r in found.items() if r > _R_HAT)
-    if high:
-        advice = "the chains disagree about what they say; raise burn_in and num_draws"
-        warnings.warn(f"R-hat is above {_R_HAT} ({high}): {advice}", ConvergenceWarning, stacklevel=3)
-    return found
-
-
 def _mean_coefficient(network, cores):
-    def add(total, one):
-        return total + dense(Factored(network, one)), None
-
-    count = len(next(iter(cores.values())))
-    total, _ = jax.lax.scan(add, jnp.zeros(network.shape, jnp.result_type(*cores.values())), cores)
-    return total / count
+    terms = [(cores[core.name], (_DRAW, *core.legs)) for core in network.cores]  # one product for all draws
+    return contract(terms, network.modes) / len(terms[0][0])
 
 
 _mean_coefficient = quick_jit(_mean_coefficient, static_argnums=0)

@@ -21,6 +21,7 @@ from bayestensor.estimators.prediction import Posterior
 from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import checked_level, rrse
 from bayestensor.models.augment import DISCRETE, LIKELIHOODS
+from bayestensor.models.compiled import closed_form
 from bayestensor.priors import ScalePrior, named_prior
 
 _INFERENCE = ("gibbs", "variational", "map")
@@ -145,7 +146,7 @@ class TensorCompletion(BaseEstimator):
         sizes = draws, burn_in, self.warm_up, self.chains
         prior = named_prior(self.prior)
         plan = Plan(prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects, self.side)
-        with jax.enable_x64(True):
+        with closed_form():
             fit = closed_form_fit(network, given, given.values / self.scale_, plan, jax.random.key(seed))
         self._given = given
         self.network_ = fit.network

@@ -42,8 +42,8 @@ def left_out_density(
     some = jax.tree.map(lambda a: a[thin], draws)
     outside = y - vectors @ (vectors.T @ y)
     with jax.enable_x64(True):
-        args = map(jnp.asarray, (filled(vectors, (0, 1)), filled(outside)))
-        log_p = np.asarray(_log_densities(network, some, data, *args))[:, : len(y)]
+        found = _log_densities(network, some, data, filled(vectors, (0, 1)), filled(outside))
+        log_p = np.asarray(found)[:, : len(y)]
     log_w = -float(data.share) * log_p
     log_w -= np.logaddexp.reduce(log_w, axis=0)
     log_w = np.minimum(log_w, -0.5 * np.log(len(log_w)))

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.base import RegressorMixin
-from sklearn.utils.validation import check_is_fitted
 
+from bayestensor.estimators.chains import check_mixing, is_dear, portions, pruned, run_chains, starts, warmed_up
 from bayestensor.estimators.coefficient import (
     CoefficientEstimator,
-    check_mixing,
     check_plan,
     coefficient_model,
     mean_coefficient,
     rank_shares,
-    run_chains,
     standing_out,
-    starts,
-    warmed_up,
 )
 from bayestensor.estimators.counting import most_frequent_rank
 from bayestensor.estimators.covariates import (
@@ -38,24 +32,23 @@ from bayestensor.estimators.covariates import (
     seed_of,
 )
 from bayestensor.estimators.left_out import left_out_density
-from bayestensor.estimators.remainder import build_remainder, check_remainder
+from bayestensor.estimators.predictive import GaussianPredictive
+from bayestensor.estimators.remainder import Remainder, build_remainder, check_remainder
+from bayestensor.estimators.stacking import FEWEST, MOST, dealt, noise_given, stacked
 from bayestensor.inference.draws import Draws
-from bayestensor.metrics.regression import mixture_interval
 from bayestensor.models.coefficient import Coefficient, Family
-from bayestensor.models.compiled import quick_jit
+from bayestensor.models.compiled import closed_form, quick_jit
 from bayestensor.models.regression import Centred, RegressionState, share_left, sweeps
 from bayestensor.models.rows import CORRELATIONS
 from bayestensor.tensor.design import responses
 from bayestensor.tensor.network import Network
 
 _WATCHED = 32  # responses whose fitted values are compared between chains
-_BLOCK = 4_000_000  # predictive means held at once
 _TRIAL = 50  # draws of the low rank alone by which it is compared
 _OTHER = 2**29  # portions of these are numbered from here
-_MEMBERS = 100  # draws whose mixture gives the intervals: each is a Gaussian that knows noise and remainder
 
 
-class TensorRegressor(RegressorMixin, CoefficientEstimator):
+class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
     """`y = intercept + <X, W> + remainder(X) + noise`: W a low-rank tensor whose rank, scale and smoothness are learnt.
 
     X holds one covariate tensor a datum, as (n, *shape) or flat as (n, p) with `shape`; y is (n,), (n, k) or a tensor
@@ -105,69 +98,117 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
         flat_y = y.reshape(len(y), -1)
         self._x_units, self._y_units = covariate_units(x), response_units(flat_y)
         x, flat_y = self._x_units.into(x), self._y_units.into(flat_y)
-        self._remainder = build_remainder(self.remainder, x, flat_y)
-        with jax.enable_x64(True):
+        kernels = self._kernels(x, flat_y)
+        self._remainder = kernels[0][1]
+        with closed_form():
             self._bases = mode_bases(x, self.covariate_shape_)
             cols = tuple(n for n in self.response_shape_ if n > 1)  # a column is the same fit as a vector
             model, families = coefficient_model(self, self._bases, cols, len(x))
-            data = self._centred(x, flat_y, model.network, families)
-            self._data = jax.tree.map(np.asarray, data)  # JAX's own would come out of a pickle with 32 bits
-            self.network_ = model.network
+            self._data = self._centred(self._remainder, x, flat_y, model.network, families)
             trace, left_out = self._run(model, flat_y)
         self.draws_ = _as_draws(trace)
         self._summarise(trace)
+        self._deal(kernels if self._remainder.kind else [(1.0, self._remainder)], x, flat_y, families)
         self.diagnostics_["left_out_density"] = left_out
         self.diagnostics_["seconds"] = time.perf_counter() - began
         return self
 
     def _run(self, model: Coefficient, y: np.ndarray) -> tuple[RegressionState, dict[str, float]]:
         """(states, left-out log density with and without the remainder): of 'auto', those with the higher density."""
-        seed, chains = seed_of(self.random_state), self.chains if self.inference == "gibbs" else 1
-        k, moves = (chains, *self._data.y.shape[1:]), partial(sweeps, model)
-        first = RegressionState(starts(model, chains, seed), jnp.asarray(np.full(k, 2.0)), jnp.asarray(np.zeros(k)))
-        none = jax.tree.map(jnp.zeros_like, first.coefficient.cores)
-        data = self._shared(model, first._replace(coefficient=first.coefficient._replace(cores=none)))
-        first = warmed_up(self, moves, seed, first, _alone(data))._replace(ratio=first.ratio)
-        self._data = self._shared(model, first)
+        model, first = self._start(model)
+        self.network_, seed, moves = model.network, seed_of(self.random_state), partial(sweeps, model)
         run = partial(run_chains, self, moves, seed)
-        trace = run(first, self._data, self.burn_in, self.num_draws)
         if self.remainder != "auto" or self.inference != "gibbs":
-            return trace, {}
-        alone = _alone(self._data)
-        trial = run(first, alone, self.burn_in // 2, min(_TRIAL, self.num_draws), first=_OTHER)
+            return run(first, self._data, self.burn_in, self.num_draws), {}
+        data, few = {"with": self._data, "without": _alone(self._data)}, min(_TRIAL, self.num_draws)
+        plans = {"with": (self.burn_in, 0), "without": (self.burn_in // 2, _OTHER)}  # W stood alone in its warm-up
+        traces = {name: run(first, data[name], burn_in, few, first=at) for name, (burn_in, at) in plans.items()}
         found = {
-            name: float(left_out_density(model.network, _as_draws(t).flat(), data, self._remainder.vectors, y).mean())
-            for name, t, data in (("with", trace, self._data), ("without", trial, alone))
+            name: float(left_out_density(model.network, _flat(t), data[name], self._remainder.vectors, y).mean())
+            for name, t in traces.items()
         }
-        if found["without"] > found["with"]:
-            self._data = jax.tree.map(np.asarray, alone)
+        chosen = max(found, key=lambda name: found[name])
+        if chosen == "without":
             self._remainder = replace(self._remainder, kind=None, spectrum=0 * self._remainder.spectrum, length=0.0)
-            trace = run(jax.tree.map(lambda a: a[:, -1], trial), alone, 0, self.num_draws, first=2 * _OTHER)
+        self._data, trace, (burn_in, at) = data[chosen], traces[chosen], plans[chosen]
+        if self.num_draws > few:
+            last, at = jax.tree.map(lambda a: a[:, -1], trace), at + portions(burn_in + few)
+            more = run(last, self._data, 0, self.num_draws - few, first=at)
+            trace = jax.tree.map(lambda *a: np.concatenate(a, axis=1), trace, more)
         return trace, found
+
+    def _start(self, model: Coefficient) -> tuple[Coefficient, RegressionState]:
+        """The low rank warmed up alone, of smaller rank where its systems of equations are large."""
+        seed, chains = seed_of(self.random_state), self.chains if self.inference == "gibbs" else 1
+        k = (chains, *self._data.y.shape[1:])
+        noise: tuple[Any, Any] = np.full(k, 2.0), np.zeros(k)
+        first = RegressionState(starts(model, chains, seed), *noise)
+        none = first.coefficient._replace(cores=jax.tree.map(np.zeros_like, first.coefficient.cores))
+        alone = _alone(self._shared(model, first._replace(coefficient=none)))
+        first, trace = warmed_up(self, partial(sweeps, model), seed, first, alone)
+        first = first._replace(ratio=noise[1])
+        self._data = self._shared(model, first)
+        if trace is not None and is_dear(model, len(alone.y)):
+            counted, _ = _summary(model.network, _flat(trace), alone)
+            model, coefficient = pruned(model, first.coefficient, counted)
+            first = first._replace(coefficient=coefficient)
+        return model, first
 
     def _shared(self, model: Coefficient, states: RegressionState) -> Centred:
         """The data with the share of independent responses that these W leave; 1 of a single response."""
         if self._y_units.mean.size == 1:
             return self._data
-        return replace(self._data, share=np.asarray(share_left(model, states, self._data)))
+        share: Any = np.asarray(share_left(model, states, self._data))
+        return replace(self._data, share=share)
 
-    def _centred(self, x: np.ndarray, y: np.ndarray, network: Network, families: dict[str, Family]) -> Centred:
+    def _kernels(self, x: np.ndarray, y: np.ndarray) -> list[tuple[float, Remainder]]:
+        """(weight, remainder), heaviest first: several where there are data enough to weigh them."""
+        if self.remainder == "auto" and self.inference == "gibbs" and FEWEST <= len(x) <= MOST:
+            return stacked(x, y)
+        return [(1.0, build_remainder(self.remainder, x, y))]
+
+    def _deal(self, kernels: list[tuple[float, Remainder]], x: np.ndarray, y: np.ndarray, families: Any) -> None:
+        """Draws dealt to the kernels by weight: W stays, noise and ratio are drawn anew; and the noise of them all."""
+        flat, seed = self.draws_.flat(), np.uint32(seed_of(self.random_state))
+        noise = {name: np.array(flat[name]) for name in ("precision", "ratio")}
+        total, self._members = len(noise["ratio"]), [([slice(None)], self._remainder, self._data)]
+        if len(kernels) > 1:
+            hands: list[list[Any]] = dealt([weight for weight, _ in kernels], total)
+            self._members[0] = hands[0], *self._members[0][1:]
+            for k, (_, remainder) in enumerate(kernels[1:], 1):
+                if not hands[k]:
+                    continue
+                data, at = self._centred(remainder, x, y, self.network_, families), np.concatenate(hands[k])
+                with jax.enable_x64(True):
+                    found = noise_given(self.network_, seed, np.uint32(3 * _OTHER + k), flat["cores"], data)
+                for name, values in zip(noise, found, strict=True):
+                    noise[name][at] = np.asarray(values)[at]
+                self._members.append((hands[k], remainder, data))
+        shaped = {name: a.reshape(*self.draws_.shape, *a.shape[1:]) for name, a in noise.items()}
+        self.draws_ = Draws({"cores": self.draws_.positions["cores"]} | shaped)
+        variance = np.mean(1 / noise["precision"], axis=0).reshape(-1)
+        self.noise_ = _plain((np.sqrt(variance) * self._y_units.scale).reshape(self.response_shape_))
+        self.diagnostics_["kernels"] = [(weight, r.kind, float(r.length)) for weight, r in kernels]
+
+    def _centred(
+        self, remainder: Remainder, x: np.ndarray, y: np.ndarray, network: Network, families: dict[str, Family]
+    ) -> Centred:
         """The data in the eigenvectors of the remainder's kernel."""
-        vectors = self._remainder.vectors
+        vectors = remainder.vectors
         turned, cols = vectors.T @ y, network.shape[len(network.rows) :]
         lost = np.maximum((y**2).sum(axis=0) - (turned**2).sum(axis=0), 0)
-        if self._remainder.kind is None and len(vectors) == vectors.shape[1]:
+        if remainder.kind is None and len(vectors) == vectors.shape[1]:
             lost = np.zeros_like(lost)  # nothing was lost: the vectors are the identity
-        arrays = (
+        arrays: Any = (
             filled(in_network(vectors.T @ x, self.covariate_shape_, self._bases, network)),
             filled(turned.reshape(-1, *cols)),
-            filled(self._remainder.spectrum),
+            filled(remainder.spectrum),
             lost.reshape(cols),
             np.asarray(len(x) - 1.0),
             np.asarray(1.0),
+            families,
         )
-        x_, y_, spectrum, lost_, count, share = map(jnp.asarray, arrays)
-        return Centred(x_, y_, spectrum, lost_, count, share, families)
+        return Centred(*arrays)
 
     def _summarise(self, trace: RegressionState) -> None:
         flat = self.draws_.flat()
@@ -176,8 +217,6 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
         weight = expand(weight, self._bases).reshape(-1, k) * (self._y_units.scale / self._x_units.scale)
         self.coef_ = weight.reshape(shape)
         self.intercept_ = _plain((self._y_units.mean - self._x_units.mean @ weight).reshape(self.response_shape_))
-        variance = np.mean(1 / flat["precision"], axis=0).reshape(-1)
-        self.noise_ = _plain((np.sqrt(variance) * self._y_units.scale).reshape(self.response_shape_))
         with jax.enable_x64(True):
             counted, fitted = _summary(self.network_, flat, self._data)
         self.rank_posterior_ = rank_shares(counted)
@@ -190,70 +229,6 @@ class TensorRegressor(RegressorMixin, CoefficientEstimator):
             "correlations": {k: float(CORRELATIONS[v].mean()) for k, v in trace.coefficient.member.items()},
             "independent_share": float(self._data.share),
         }
-
-    def predict(self, X: Any, return_std: bool = False) -> Any:
-        """Posterior mean of the response; with `return_std` also the standard deviation of a new one with its noise."""
-        means, spreads = [], []
-        for mean, variance in self._predictive(X):
-            means.append(mean.mean(axis=0))
-            spreads.append(np.sqrt(variance.mean(axis=0) + mean.var(axis=0)))
-        mean = self._to_response(np.concatenate(means))
-        return (mean, self._to_response(np.concatenate(spreads), 0.0)) if return_std else mean
-
-    def predict_interval(self, X: Any, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
-        """(lower, upper): holds a new response with probability `level`, each of its entries by itself."""
-        ends = []
-        for mean, variance in self._predictive(X):
-            thin = slice(None, None, -(-len(mean) // _MEMBERS))
-            ends.append(mixture_interval(mean[thin], np.sqrt(variance[thin]), level))
-        return tuple(self._to_response(np.concatenate(end)) for end in zip(*ends, strict=True))  # type: ignore[return-value]
-
-    def sample(self, X: Any, n: int = 1) -> np.ndarray:
-        """`n` draws of new responses, noise included, along a new first axis."""
-        rng = np.random.default_rng(seed_of(self.random_state))
-        blocks = []
-        for mean, variance in self._predictive(X):
-            picked = rng.integers(len(mean), size=n)
-            blocks.append(mean[picked] + np.sqrt(variance[picked]) * rng.standard_normal((n, *mean.shape[1:])))
-        return np.stack([self._to_response(draw) for draw in np.concatenate(blocks, axis=1)])
-
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """R^2, the mean over responses."""
-        from sklearn.metrics import r2_score
-
-        y, predicted = (np.asarray(a).reshape(len(a), -1) for a in (y, self.predict(X)))
-        return float(r2_score(y, predicted, sample_weight=sample_weight))
-
-    def log_score(self, X: Any, y: Any) -> float:
-        """Mean predictive log density of the entries of new responses: of the mixture over draws."""
-        y = np.asarray(y, np.float64).reshape(len(y), -1)
-        scale, total, at = self._y_units.scale, 0.0, 0
-        for mean, variance in self._predictive(X):
-            z = (y[at : at + mean.shape[1]] - self._y_units.mean) / scale
-            log_p = -0.5 * np.log(2 * np.pi * variance) - 0.5 * (z[None] - mean) ** 2 / variance - np.log(scale)
-            total += (np.logaddexp.reduce(log_p, axis=0) - math.log(len(mean))).sum()
-            at += mean.shape[1]
-        return float(total / y.size)
-
-    def _predictive(self, X: Any):
-        """Blocks of data: (means, variances) of new responses, [draw, datum, response], in the units of the fit."""
-        check_is_fitted(self)
-        x, _ = read_covariates(self, X, self.covariate_shape_)
-        x = self._x_units.into(x)
-        flat, k = self.draws_.flat(), self._y_units.mean.size
-        size = max(1, _BLOCK // (len(flat["precision"]) * k))
-        for at in range(0, len(x), size):
-            block = x[at : at + size]
-            kernel, own = self._remainder.at(block)
-            rows = in_network(block, self.covariate_shape_, self._bases, self.network_)
-            few = partial(filled, step=min(size, 32))  # data at once, of many responses
-            with jax.enable_x64(True):
-                args = map(jnp.asarray, (few(rows), filled(few(kernel), (1,)), few(own)))
-                found = _predictive(self.network_, flat, self._data, *args)
-            yield tuple(np.asarray(a).reshape(len(a), -1, k)[:, : len(block)] for a in found)
-
-    def _to_response(self, values: np.ndarray, shift: float = 1.0) -> np.ndarray:
-        return (values * self._y_units.scale + shift * self._y_units.mean).reshape(-1, *self.response_shape_)
 
     def _read_response(self, y: Any, n: int) -> np.ndarray:
         from sklearn.utils.validation import _check_y, check_consistent_length
@@ -291,7 +266,8 @@ def _summary(network: Network, draws: Any, data: Centred):
 
 def _alone(data: Centred) -> Centred:
     """The data of the low rank without a remainder."""
-    return replace(data, spectrum=jnp.zeros_like(jnp.asarray(data.spectrum)))
+    none: Any = np.zeros_like(data.spectrum)
+    return replace(data, spectrum=none)
 
 
 def _as_draws(trace: RegressionState) -> Draws:
@@ -299,26 +275,10 @@ def _as_draws(trace: RegressionState) -> Draws:
     return Draws({"cores": cores, "precision": np.asarray(trace.precision), "ratio": np.asarray(trace.ratio)})
 
 
+def _flat(trace: RegressionState) -> Any:
+    """All draws of all chains along one axis, named as `Draws` names them."""
+    return _as_draws(trace).flat()
+
+
 def _plain(value: np.ndarray) -> Any:
     return float(value) if value.ndim == 0 else value
-
-
-@partial(quick_jit, static_argnames="network")
-def _predictive(network: Network, draws: Any, data: Centred, x, kernel, own):
-    """Of each draw (mean, variance) of a new response: `<x, W>`, the remainder given the residuals, and noise.
-
-    With c_j = ratio / (1 + ratio s_j) and residuals r_j, the remainder has mean `sum_j c_j k_j r_j` and variance
-    `ratio (k(x, x) - sum_j c_j k_j^2) / precision`; the intercept adds `1 / (n precision)`.
-    """
-    kernel_square = kernel**2
-
-    def one(draw):
-        k = data.y[0].size
-        precision, ratio = draw["precision"].reshape(1, k), draw["ratio"].reshape(1, k)
-        shrunk = ratio / (1 + ratio * data.spectrum[:, None])  # [m, k]
-        residual = (data.y - responses(network, draw["cores"], data.x)).reshape(-1, k)
-        mean = responses(network, draw["cores"], x).reshape(-1, k) + kernel @ (shrunk * residual)
-        left = ratio * jnp.maximum(own[:, None] - kernel_square @ shrunk, 0)
-        return mean, (1 + 1 / (data.count + 1) + left) / precision
-
-    return jax.lax.map(one, draws)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bayestensor.models.regression import RATIOS
 
 KINDS = ("auto", "linear", "smooth", None)
-_LENGTHS = np.geomspace(0.3, 100.0, 8)  # of the smooth kernel, in units of the covariates' root mean square distance
+LENGTHS = np.geomspace(0.3, 100.0, 8)  # of the smooth kernel, in units of the covariates' root mean square distance
 _MOST_POINTS = 1000  # above this the n x n kernels of 'auto' are not tried
 
 
@@ -23,7 +23,8 @@ class Remainder:
         vectors: (n, m) orthonormal.
         spectrum: (m,), zero where there is no remainder.
         length: of the smooth kernel.
-        weights: of the columns of x in the kernel.
+        weights: of the columns of x in the kernel, or a matrix (p, k) that they are multiplied by.
+        trend: of the smooth kernel, how many times its variance a linear one adds to it.
     """
 
     kind: str | None
@@ -31,19 +32,31 @@ class Remainder:
     spectrum: np.ndarray
     length: float = 0.0
     weights: np.ndarray | float = 1.0
+    trend: float = 0.0
     _parts: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def at(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(kernel of x with the training data, in its eigenvectors (n, m); kernel of each x with itself (n,))."""
-        x = x * self.weights
+        z = weighted(x, self.weights)
         if self.kind == "linear":
-            return (x @ self._parts["right"].T) * self._parts["singular"], (x**2).sum(axis=1)
+            return (z @ self._parts["right"].T) * self._parts["singular"], (z**2).sum(axis=1)
         if self.kind == "smooth":
-            train, means, mean, size = (self._parts[name] for name in ("x", "means", "mean", "size"))
-            kernel = _squared_exponential(x, train, self.length)
-            own = kernel.mean(axis=1, keepdims=True)
-            return (kernel - own - means[None] + mean) @ self.vectors / size, (1 - 2 * own[:, 0] + mean) / size
+            train, means, mean, size, trained = (self._parts[name] for name in ("x", "means", "mean", "size", "plain"))
+            kernel = _squared_exponential(z, train, self.length)
+            mine = kernel.mean(axis=1, keepdims=True)
+            kernel, own = (kernel - mine - means[None] + mean) / size, (1 - 2 * mine[:, 0] + mean) / size
+            if self.trend:
+                kernel, own = kernel + self.trend * (x @ trained.T), own + self.trend * (x**2).sum(axis=1)
+            return kernel @ self.vectors / (1 + self.trend), own / (1 + self.trend)
         return np.zeros((len(x), len(self.spectrum))), np.zeros(len(x))
+
+
+class Plan(NamedTuple):
+    """A kernel to be built: of columns 'plain', 'equal' in variance or the 'leading' components; 0 means linear."""
+
+    columns: str
+    length: float
+    trend: float = 0.0
 
 
 def check_remainder(kind: Any) -> None:
@@ -64,12 +77,9 @@ def build_remainder(kind: str | None, x: np.ndarray, y: np.ndarray) -> Remainder
     one of eight lengths.
     """
     if kind is not None:
-        tried = []
-        for weights in (1.0, _equalising(x)):
-            if kind != "smooth":
-                tried.append(_linear(x, weights))
-            if kind == "smooth" or (kind == "auto" and len(x) <= _MOST_POINTS):
-                tried += [_smooth(x, length, weights) for length in _LENGTHS]
+        lengths = [0.0] if kind != "smooth" else []
+        lengths += [*LENGTHS] if kind == "smooth" or (kind == "auto" and len(x) <= _MOST_POINTS) else []
+        tried = [build(Plan(columns, length), x) for columns in ("plain", "equal") for length in lengths]
         return max(tried, key=lambda remainder: log_evidence(remainder, y))
     if len(x) - 1 <= x.shape[1]:
         return Remainder(None, np.eye(len(x)), np.zeros(len(x)))
@@ -78,42 +88,72 @@ def build_remainder(kind: str | None, x: np.ndarray, y: np.ndarray) -> Remainder
     return Remainder(None, vectors[:, :rank], np.zeros(rank))
 
 
+def build(plan: Plan, x: np.ndarray) -> Remainder:
+    """The kernel of a plan for centred covariates (n, p)."""
+    weights: Any = {"plain": lambda _: 1.0, "equal": equalising, "leading": _leading}[plan.columns](x)
+    return _smooth(x, plan.length, weights, plan.trend) if plan.length else _linear(x, weights)
+
+
 def log_evidence(remainder: Remainder, y: np.ndarray) -> float:
     """`log p(y)` of a remainder and noise alone, the noise integrated out, averaged over `RATIOS`; up to a constant."""
-    squares = (remainder.vectors.T @ y) ** 2
-    lost = np.maximum((y**2).sum(axis=0) - squares.sum(axis=0), 0)
-    spread = 1 + RATIOS[:, None] * remainder.spectrum[None]
-    energy = np.maximum(lost[None] + (1 / spread) @ squares, np.finfo(float).tiny)
-    log_p = -0.5 * np.log(spread).sum(axis=1, keepdims=True) - 0.5 * (len(y) - 1) * np.log(energy)
+    log_p, _, _ = of_ratios(remainder, y)
     return float(np.logaddexp.reduce(log_p, axis=0).sum())
 
 
-def _equalising(x: np.ndarray) -> np.ndarray:
+def of_ratios(remainder: Remainder, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of `RATIOS` and response (log p(y), residual energy) up to a constant, and y in the eigenvectors."""
+    turned = remainder.vectors.T @ y
+    lost = np.maximum((y**2).sum(axis=0) - (turned**2).sum(axis=0), 0)
+    spread = 1 + RATIOS[:, None] * remainder.spectrum[None]
+    energy = np.maximum(lost[None] + (1 / spread) @ turned**2, np.finfo(float).tiny)
+    log_p = -0.5 * np.log(spread).sum(axis=1, keepdims=True) - 0.5 * (len(y) - 1) * np.log(energy)
+    return log_p, energy, turned
+
+
+def equalising(x: np.ndarray) -> np.ndarray:
     """Weights after which every column has variance 1 / p; 0 for a constant one."""
     sd = np.sqrt((x**2).mean(axis=0))
     alive = sd > 1e-10 * sd.max()
     return np.where(alive, 1 / np.where(alive, sd, 1.0), 0.0) / np.sqrt(max(alive.sum(), 1))
 
 
+def weighted(x: np.ndarray, weights: np.ndarray | float) -> np.ndarray:
+    """Covariates as a kernel takes them."""
+    return x @ weights if np.ndim(weights) == 2 else x * weights
+
+
+def _leading(x: np.ndarray) -> np.ndarray:
+    """(p, n / 8): the leading principal components, each with the root of its standard deviation.
+
+    Half of the way to whitening: what matters in spectra is often a small part of their variance. Fewer than the data
+    by far, because trailing directions of one sample are not those of the next.
+    """
+    _, singular, right = np.linalg.svd(x, full_matrices=False)
+    k = min(_rank(singular), max(2, len(x) // 8))
+    scores = np.sqrt(singular[:k] / len(x) ** 0.5)  # standard deviations, their roots
+    return (right[:k] / scores[:, None] / np.sqrt((scores**2).sum())).T
+
+
 def _linear(x: np.ndarray, weights: np.ndarray | float) -> Remainder:
-    x = x * weights
-    vectors, singular, right = np.linalg.svd(x, full_matrices=False)
+    vectors, singular, right = np.linalg.svd(weighted(x, weights), full_matrices=False)
     rank = _rank(singular)
     parts = {"singular": singular[:rank], "right": right[:rank]}
-    return Remainder("linear", vectors[:, :rank], singular[:rank] ** 2, 0.0, weights, parts)
+    return Remainder("linear", vectors[:, :rank], singular[:rank] ** 2, 0.0, weights, 0.0, parts)
 
 
-def _smooth(x: np.ndarray, length: float, weights: np.ndarray | float) -> Remainder:
-    x = x * weights
-    kernel = _squared_exponential(x, x, length)
+def _smooth(x: np.ndarray, length: float, weights: np.ndarray | float, trend: float = 0.0) -> Remainder:
+    z = weighted(x, weights)
+    kernel = _squared_exponential(z, z, length)
     means, mean = kernel.mean(axis=0), float(kernel.mean())
-    spectrum, vectors = np.linalg.eigh(kernel - means[:, None] - means[None] + mean)
     size = 1 - mean if mean < 1 - 1e-12 else 1.0  # mean variance of the data: afterwards 1, as the linear kernel's is
+    whole = kernel - means[:, None] - means[None] + mean
+    whole = whole + trend * size * (x @ x.T) if trend else whole
+    spectrum, vectors = np.linalg.eigh(whole)
     kept = spectrum > 10 * len(x) * np.finfo(float).eps  # entries of size 1 have cancelled: below is rounding
-    spectrum = spectrum / size
     kept[-1] = True
-    parts = {"x": x, "means": means, "mean": mean, "size": size}
-    return Remainder("smooth", vectors[:, kept], np.maximum(spectrum[kept], 0), length, weights, parts)
+    spectrum = np.maximum(spectrum[kept], 0) / (size * (1 + trend))
+    parts = {"x": z, "means": means, "mean": mean, "size": size, "plain": x if trend else None}
+    return Remainder("smooth", vectors[:, kept], spectrum, length, weights, trend, parts)
 
 
 def _squared_exponential(a: np.ndarray, b: np.ndarray, length: float) -> np.ndarray:

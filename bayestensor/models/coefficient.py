@@ -215,10 +215,20 @@ class Coefficient:
             every = family.inverse @ rows[None]  # [g, q, p]
             sd = core_sd(self.network, name, scales, self.variance)
             log_p = -rows.shape[1] * family.log_det - 0.5 * ((every / sd[None, None]) ** 2).sum((1, 2))
-            log_p = log_p + draw * jax.random.gumbel(jax.random.fold_in(key, k), log_p.shape, log_p.dtype)
-            member[name] = jnp.argmax(log_p)
+            member[name] = pick_place(jax.random.fold_in(key, k), log_p, draw)
             white[name] = from_systems(self.network, name, every[member[name]][None])
         return member, white
+
+
+def pick_place(key: Key[Array, ""], log_p: Float[Array, "g *k"], draw: float | Array) -> Array:
+    """Places along the first axis, drawn with probabilities `exp(log_p)` up to a factor; the best where `draw` is 0.
+
+    One uniform number each, against their running sum.
+    """
+    mass = jnp.cumsum(jnp.exp(log_p - jnp.max(log_p, axis=0)[None]), axis=0)
+    u = jax.random.uniform(key, log_p.shape[1:], log_p.dtype)
+    drawn = (mass <= (u * mass[-1])[None]).sum(0)
+    return jnp.where(draw > 0, jnp.minimum(drawn, len(log_p) - 1), jnp.argmax(log_p, axis=0))
 
 
 def run_portion(sweep: Callable[[Array, Any], Any], seed: Array, part: Array, states: Any) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, run_portion
+from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, pick_place, run_portion
 from bayestensor.models.compiled import quick_jit
 from bayestensor.models.conditionals import pick_precision
 from bayestensor.tensor.design import responses
@@ -93,8 +93,7 @@ def pick_noise(
     energy = lost + (1 / spread) @ squares  # [ratio, response]
     tiny = jnp.finfo(energy.dtype).tiny
     log_p = -0.5 * jnp.log(spread).sum(1, keepdims=True) - 0.5 * data.count * jnp.log(jnp.maximum(energy, tiny))
-    log_p = log_p + draw * jax.random.gumbel(ratio_key, log_p.shape, log_p.dtype)
-    best = jnp.argmax(log_p, axis=0)
+    best = pick_place(ratio_key, log_p, draw)
     chosen = jnp.take_along_axis(energy, best[None], axis=0)[0].reshape(shape)
     count = jnp.broadcast_to(data.count, shape)
     return pick_precision(noise_key, count, chosen, jnp.asarray(draw)), ratios[best].reshape(shape)

@@ -1,0 +1,120 @@
+"""Several kernels of a remainder, weighed by how well their mixture predicts data left out."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from bayestensor.estimators.remainder import LENGTHS, Plan, Remainder, build, equalising, log_evidence, of_ratios
+from bayestensor.models.compiled import quick_jit
+from bayestensor.models.regression import RATIOS, Centred, pick_noise
+from bayestensor.tensor.design import responses
+from bayestensor.tensor.network import Network
+
+FEWEST, MOST = 30, 500  # data: with fewer no folds, with more the kernels of all folds take too long
+_FOLDS = 5
+_BEST = 3  # plans of each family, by evidence, that are cross-validated
+_TREND = 100.0
+_LIGHTEST = 0.05  # weight of a kernel that is kept
+_HANDFULS = 16  # of draws that are dealt to the kernels
+
+
+def stacked(x: np.ndarray, y: np.ndarray) -> list[tuple[float, Remainder]]:
+    """(weight, remainder) of the kernels whose mixture has the highest cross-validated density, heaviest first.
+
+        max over w of sum_i log sum_m w_m p_m(y_i | data of the other folds),   w >= 0, sum w = 1
+
+    (Yao, Vehtari, Simpson, Gelman, Bayesian Analysis 13, 2018), by expectation maximisation; p_m is that of remainder
+    and noise alone. In four families - columns as they are, of equal variance, leading principal components without and
+    with a linear trend - the plans of highest evidence stand for election.
+
+    Args:
+        x: (n, p) centred covariates of mean square norm 1.
+        y: (n, k) centred responses.
+    """
+    views = {"plain": _rotated(x), "equal": _rotated(x * equalising(x))}
+    views["leading"] = views["plain"]
+    plans = []
+    for columns, trend in (("plain", 0.0), ("equal", 0.0), ("leading", 0.0), ("leading", _TREND)):
+        family = [Plan(columns, length, trend) for length in ([] if trend else [0.0]) + [*LENGTHS]]
+        evidence = [log_evidence(_in_view(plan, views[plan.columns]), y) for plan in family]
+        plans += [family[k] for k in np.argsort(evidence)[::-1][:_BEST]]
+    log_p = np.empty((len(plans), len(x)))
+    folds = np.array_split(np.random.default_rng(0).permutation(len(x)), _FOLDS)
+    for fold in folds:
+        rest = np.setdiff1d(np.arange(len(x)), fold)
+        for k, plan in enumerate(plans):
+            log_p[k, fold] = _log_density(plan, views[plan.columns], y, rest, fold)
+    weights = mixture_weights(log_p)
+    kept = [k for k in np.argsort(-weights, kind="stable") if weights[k] > _LIGHTEST]
+    total = weights[kept].sum()
+    return [(float(weights[k] / total), build(plans[k], x)) for k in kept]
+
+
+def mixture_weights(log_p: np.ndarray, steps: int = 500) -> np.ndarray:
+    """Weights (m,) of the mixture of highest `sum_i log sum_m w_m exp(log_p[m, i])`."""
+    log_w = np.full(len(log_p), -np.log(len(log_p)))
+    for _ in range(steps):
+        share = log_w[:, None] + log_p
+        share -= np.logaddexp.reduce(share, axis=0)[None]
+        log_w = np.logaddexp.reduce(share, axis=1) - np.log(log_p.shape[1])
+    return np.exp(log_w)
+
+
+def dealt(weights: list[float], total: int) -> list[list[Any]]:
+    """For each weight some of sixteen random handfuls of `total` draws, as many as are nearest to its share."""
+    hands = np.array_split(np.random.default_rng(0).permutation(total), min(_HANDFULS, total))
+    exact = np.asarray(weights) * len(hands)
+    counts = np.floor(exact).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: len(hands) - counts.sum()]] += 1
+    ends = np.cumsum(counts)
+    return [hands[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+@partial(quick_jit, static_argnames="network")
+def noise_given(network: Network, seed: Any, part: Any, cores: Any, data: Centred) -> Any:
+    """(precision, ratio) drawn given each draw of W [draw, ...]: of another kernel than W was drawn with."""
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), part), (len(jax.tree.leaves(cores)[0]), 2))
+
+    def one(now):
+        own, key = now
+        return pick_noise(key[0], key[1], data.y - responses(network, own, data.x), data, 1.0)
+
+    return jax.lax.map(one, (cores, keys))
+
+
+def _log_density(plan: Plan, x: np.ndarray, y: np.ndarray, rest: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """`log p(y_i | data of rest)` of the data of a fold, summed over responses.
+
+    A mixture over `RATIOS` of Gaussians, the noise at its mean given the ratio.
+    """
+    x_mean, y_mean, n = x[rest].mean(axis=0), y[rest].mean(axis=0), len(rest)
+    remainder = _in_view(plan, x[rest] - x_mean)
+    kernel, own = remainder.at(x[fold] - x_mean)
+    given, new = y[rest] - y_mean, y[fold] - y_mean
+    log_p, energy, turned = of_ratios(remainder, given)
+    log_p = log_p - np.logaddexp.reduce(log_p, axis=0)[None]
+    total = np.full(new.shape, -np.inf)
+    for k in np.flatnonzero((log_p > -8).any(axis=1)):
+        gain = RATIOS[k] / (1 + RATIOS[k] * remainder.spectrum)
+        mean = kernel @ (gain[:, None] * turned)
+        spread = 1 + 1 / n + np.maximum(RATIOS[k] * own - RATIOS[k] * (kernel**2 @ gain), 0)
+        variance = spread[:, None] * (energy[k] / (n - 1))[None]
+        total = np.logaddexp(total, log_p[k] - 0.5 * np.log(2 * np.pi * variance) - 0.5 * (new - mean) ** 2 / variance)
+    return total.sum(axis=1)
+
+
+def _in_view(plan: Plan, x: np.ndarray) -> Remainder:
+    """A plan's kernel of covariates whose columns have their weights already."""
+    return build(plan if plan.columns == "leading" else plan._replace(columns="plain"), x)
+
+
+def _rotated(x: np.ndarray) -> np.ndarray:
+    """All principal components (n, r): inner products and distances stay, thousands of columns become r."""
+    if x.shape[1] <= len(x):
+        return x
+    left, singular, _ = np.linalg.svd(x, full_matrices=False)
+    return left * singular[None]
