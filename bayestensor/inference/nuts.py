@@ -143,7 +143,8 @@ def nuts(
 
 
 def _arrays(tree: Any) -> Any:
-    """Python numbers as strongly typed arrays, so that a scan's carry keeps its types."""
+    """Python numbers and weak types as strongly typed arrays: a state whose types change is compiled for twice."""
+    floating = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.floating)  # noqa: E731
     return jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.result_type(x, jnp.float32) if isinstance(x, float) else None), tree
+        lambda x: jnp.asarray(x, jnp.result_type(x, jnp.float32) if floating(x) else jnp.result_type(x)), tree
     )
