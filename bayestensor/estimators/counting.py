@@ -17,15 +17,16 @@ def standing_out(network: Network, cores: dict[str, Any], noise: float = 0.0) ->
     """Bond -> `||X restricted to r||` where it exceeds 1e-3 ||X|| and what noise alone would give, else 0.
 
     The best slice for pure noise has a norm near `noise * sum over its cores of sqrt(entries tied to r)`, noise =
-    `seen_noise` (the spectral norm of a noise tensor: Tomioka and Suzuki, arXiv 1407.1870).
+    `seen_noise` (the spectral norm of a noise tensor: Tomioka and Suzuki, arXiv 1407.1870). A core without the bond
+    adds the root of its modes' sizes: what a spare index of its own bonds can turn to noise along with r.
     """
     norms, total = host_slice_norms(network, {k: np.asarray(v) for k, v in cores.items()})
     return {bond: np.where(norm > _least(network, bond, total, noise), norm, 0) for bond, norm in norms.items()}
 
 
 def _least(network: Network, bond: str, total: float, noise: float) -> float:
-    tied = [math.prod(network.size[x] for x in c.legs if x != bond) for c in network.cores if bond in c.legs]
-    return max(RANK_THRESHOLD * total, noise * sum(map(math.sqrt, tied)))
+    free = [[x for x in c.legs if x != bond and (bond in c.legs or x in network.modes)] for c in network.cores]
+    return max(RANK_THRESHOLD * total, noise * sum(math.sqrt(math.prod(network.size[x] for x in f)) for f in free))
 
 
 def seen_noise(network: Network, precision: Any, count: int) -> Any:
