@@ -63,7 +63,8 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         smooth: covariate modes whose neighbouring indices may resemble each other; 'auto' for every one of size 3 or
             more, because a correlation of 0 is among the values that are learnt; () for none.
         remainder: 'linear' (a dense coefficient), 'smooth' (a squared-exponential kernel), None, or 'auto': of the
-            kernels the one of highest evidence, if data left out are then better predicted than without.
+            kernels the one of highest evidence, if data left out are then better predicted than without; predictions
+            then mix several kernels, weighed by cross-validated density (of 30 to 500 data; `estimators.stacking`).
         inference: 'gibbs' (draws) or 'map' (the mode; no uncertainty but noise and remainder).
         num_draws, burn_in: Gibbs sweeps of each chain that are kept, and before that dropped.
         chains: independent ones.
@@ -77,8 +78,8 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
         noise_: posterior root mean square of the noise, in the units of y, one number a response.
         draws_: `Draws` of cores, noise precisions and ratios, in the units of centred and scaled data.
-        diagnostics_: seconds, R-hat of predictions and noise, kernel of the remainder, correlations of
-            neighbours, share of independent responses.
+        diagnostics_: seconds, R-hat of predictions and noise, kernel of the remainder that W was drawn with, kernels
+            of the predictions (weight, kind, length), correlations of neighbours, share of independent responses.
         n_features_in_: p.
     """
 
