@@ -131,8 +131,10 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         if chosen == "without":
             self._remainder = replace(self._remainder, kind=None, spectrum=0 * self._remainder.spectrum, length=0.0)
         self._data, trace, (burn_in, at) = data[chosen], traces[chosen], plans[chosen]
+        last, at = jax.tree.map(lambda a: a[:, -1], trace), at + portions(burn_in + few)
+        if chosen == "without":  # its burn-in was short: the draws that were compared are the rest of it
+            return run(last, self._data, 0, self.num_draws, first=at), found
         if self.num_draws > few:
-            last, at = jax.tree.map(lambda a: a[:, -1], trace), at + portions(burn_in + few)
             more = run(last, self._data, 0, self.num_draws - few, first=at)
             trace = jax.tree.map(lambda *a: np.concatenate(a, axis=1), trace, more)
         return trace, found
