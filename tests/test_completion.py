@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from bayestensor.estimators import TensorCompletion
+from bayestensor.models.compiled import closed_form
 from bayestensor.models.rows import CORRELATIONS, chain_posterior, pick_correlations, row_posterior
 from bayestensor.priors.log_gamma import draw_log_gamma
 from bayestensor.tensor.formats import FORMATS
@@ -259,3 +261,13 @@ def test_bad_parameters_are_named(name, value):
 def test_bad_weights_are_named(weight, message):
     with pytest.raises(ValueError, match=message):
         TensorCompletion(**FAST).fit(np.eye(3), sample_weight=weight)
+
+
+def test_closed_forms_have_64_bits_and_one_lapack_thread():
+    blas = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
+    with threadpool_limits(2, user_api="blas"):
+        with closed_form():
+            assert jnp.asarray(1.0).dtype == jnp.float64
+            assert {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"} == {1}
+        assert {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"} == {2}
+    assert blas and jnp.asarray(1.0).dtype == jnp.float32

@@ -12,7 +12,8 @@ import pytest
 from bayestensor.errors import ConfigError
 from bayestensor.experiment import config as configs
 from bayestensor.experiment import engines, registry, yaml_io
-from bayestensor.experiment.check import check, layer_widths
+from bayestensor.experiment.check import check
+from bayestensor.experiment.layers import blueprint
 from bayestensor.experiment.sections import FORMAT_NAMES
 from bayestensor.tensor.formats import FORMATS
 
@@ -252,7 +253,7 @@ def test_yaml_reads_back_what_it_writes():
 def test_check_gives_the_layers_of_the_first_paper(good):
     config = configs.load(good)
     layers = check(config)
-    assert layer_widths(config) == (784, 625, 10)
+    assert blueprint(config).widths == (784, 625, 10)
     assert sum(layer.dense_parameters for layer in layers) == 496_885  # TARGETS: arithmetic of the first paper
     assert sum(layer.parameters for layer in layers) == 27_235
     assert layers[0].network.matrix_shape == (625, 784)

@@ -181,7 +181,7 @@ def test_models_that_do_not_fit_are_refused(tmp_path):
             model_file.save_model(tmp_path / "other", spec, changed)
         assert not list(tmp_path.glob("other*"))
     for change, message in (
-        ({"format_version": 2}, "format version 2"),
+        ({"format_version": 3}, "format version 3"),
         ({"classes": 9}, "expected 9 classes"),
         ({"input_shape": [7, 8]}, "takes 64 inputs; 56 come in"),
         ({"layers": 3}, "damaged"),

@@ -83,10 +83,24 @@ def test_caffe_lenet_has_its_430500_weights():
     assert sum(layer.flops(1) for layer in dense) == 2 * (500 * 576 + 25_000 * 64 + 400_000 + 5_000)
 
 
+RESNET = {  # batch normalisation, strides and shortcuts
+    "model": {"name": "resnet", "depth": 8, "rank": 4},
+    "train": {"epochs": 2, "batch_size": 64},
+    "prune": {"epochs": [1], "max_params": 3_400},
+    "dense_twin": False,
+}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("lenet") / "run"
     return out, run.run(configs.build(RAW), out)
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory):
+    out = tmp_path_factory.mktemp("resnet") / "run"
+    return out, run.run(configs.build(RAW | RESNET), out)
 
 
 def test_a_run_cuts_convolutions_too(finished):
@@ -100,9 +114,22 @@ def test_a_run_cuts_convolutions_too(finished):
     assert (out / "report.html").exists()
 
 
-def test_every_file_of_a_run_predicts_alike(finished, tmp_path):
+def test_a_residual_run_counts_its_normalisation(residual):
+    """Three times two convolutions of 16, 32 and 64 channels, a first one and a head; two numbers a channel besides."""
+    _, summary = residual
+    widths = [(1, 16), (16, 16), (16, 16), (16, 32), (32, 32), (32, 64), (64, 64)]
+    dense = sum(9 * into * out + 2 * out for into, out in widths) + 64 * 10 + 10
+    assert summary["params_dense"] == dense and summary["params_final"] <= 3_400 < summary["params_initial"]
+    assert sum(layer["params_final"] for layer in summary["layers"]) == summary["params_final"]
+    assert [layer["flops_dense"] // 2 for layer in summary["layers"]] == [
+        9 * into * out * side**2 for (into, out), side in zip(widths, (8, 8, 8, 4, 4, 2, 2), strict=True)
+    ] + [640]
+
+
+@pytest.mark.parametrize("which", ["finished", "residual"])
+def test_every_file_of_a_run_predicts_alike(which, request, tmp_path):
     """The model file by JAX, the export by NumPy alone and as StableHLO; the accuracy is the one measured."""
-    out, summary = finished
+    out, summary = request.getfixturevalue(which)
     data = load_dataset("digits")
     p = load_run(out).predict(data.x_test)
     assert np.mean(p.argmax(1) == data.y_test) == pytest.approx(summary["test_accuracy"])
@@ -113,6 +140,8 @@ def test_every_file_of_a_run_predicts_alike(finished, tmp_path):
     exported = jax.export.deserialize((tmp_path / "export" / "model.stablehlo").read_bytes())
     logits = exported.call(jnp.asarray(data.x_test[:7].reshape(7, 64), jnp.float32))
     np.testing.assert_allclose(jax.nn.softmax(logits), p[:7], rtol=1e-3, atol=1e-5)
+    if which == "residual":
+        return
     twin = load_run(out / "twin")
     spec, arrays = dict(twin.spec), dict(twin.arrays)  # dense convolutions
     np.testing.assert_allclose(
@@ -135,13 +164,14 @@ class Stopping:
         return heard
 
 
-def test_a_stop_changes_nothing(finished, tmp_path):
-    out = tmp_path / "run"
-    config = configs.build(RAW | {"dense_twin": False})
+@pytest.mark.parametrize("which", ["finished", "residual"])
+def test_a_stop_changes_nothing(which, request, tmp_path):
+    out, (before, summary) = tmp_path / "run", request.getfixturevalue(which)
+    config = configs.build(RAW | (RESNET if which == "residual" else {}) | {"dense_twin": False})
     with pytest.raises(Stop):
         run.run(config, out, progress=Stopping())
-    assert run.resume(out)["ranks"] == finished[1]["ranks"]
-    found, expected = (np.load(open_run(path).model_stem.with_suffix(".npz")) for path in (out, finished[0]))
+    assert run.resume(out)["ranks"] == summary["ranks"]
+    found, expected = (np.load(open_run(path).model_stem.with_suffix(".npz")) for path in (out, before))
     for name in expected.files:
         np.testing.assert_array_equal(found[name], expected[name])
 
@@ -153,6 +183,10 @@ BAD = [
     ({"model": MODEL | {"shapes": [[[8], [12]], [[12], [10]]]}}, "model.shapes.0.0: .* product 24, layers.2's input"),
     ({"model": MODEL | {"conv_format": "cpp"}}, "model.conv_format: .*cp"),
     ({"model": {"name": "lenet"}}, "model.name: .*lenet5"),
+    ({"model": MODEL | {"pool": [2]}}, "model.pool: given 1 entries; expected one number, or 2"),
+    ({"model": MODEL | {"average": 3}}, "model.average: images of 2x2 are no whole number of squares of 3"),
+    ({"model": {"name": "resnet", "depth": 21}}, "model.depth: depth is 21; it is 6 n"),
+    ({"model": {"name": "resnet"}, "prune": {"epochs": [1], "max_ms": 1.0}}, "prune.max_ms: not measured with batch"),
 ]
 
 

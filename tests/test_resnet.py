@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from bayestensor.compression.report import count
+from bayestensor.models.convnet import calibrated, resnet
 from bayestensor.models.likelihoods import Categorical
 from bayestensor.models.neural import NeuralModel
-from bayestensor.models.resnet import ResNet, calibrated
 from bayestensor.priors import LogUniform
 
 pytestmark = pytest.mark.promoting  # Flax relies on promotion
@@ -21,7 +21,7 @@ X = np.random.default_rng(0).normal(size=(20, 8, 8, 3)).astype(np.float32)
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (56, 0.85)])
 def test_sizes_are_those_of_the_paper(depth, millions):
     dense, small = (
-        nnx.eval_shape(lambda f=f: ResNet(depth, format=f, rank=8, rngs=nnx.Rngs(0))) for f in ("dense", "tensor_train")
+        nnx.eval_shape(lambda f=f: resnet(depth, format=f, rank=8, rngs=nnx.Rngs(0))) for f in ("dense", "tensor_train")
     )
     assert round(count(dense) / 1e6, 2) == millions
     assert count(small) < count(dense) / 8
@@ -46,7 +46,7 @@ def test_statistics_are_means_over_batches():
 @pytest.mark.slow
 def test_a_resnet_is_a_posterior_without_hidden_states():
     """Two calls agree bit by bit, every weight has a gradient, and a fixed model does not look at its batch."""
-    neural = NeuralModel(ResNet(8, rank=3, rngs=nnx.Rngs(0)), LogUniform(), Categorical())
+    neural = NeuralModel(resnet(8, in_shape=(8, 8, 3), rank=3, rngs=nnx.Rngs(0)), LogUniform(), Categorical())
     position, labels = neural.initial_position(), jnp.arange(20) % 10
 
     def both(position):
@@ -69,4 +69,4 @@ def test_a_resnet_is_a_posterior_without_hidden_states():
 
 def test_other_depths_are_refused():
     with pytest.raises(ValueError, match="depth is 21; it is 6 n"):
-        ResNet(21, rngs=nnx.Rngs(0))
+        resnet(21, rngs=nnx.Rngs(0))

@@ -83,7 +83,13 @@ def test_every_large_weight_is_a_network(name):
     model = NeuralModel(abstract, LogUniform(), Categorical())
     expected = {
         "bilstm": {"embed.embedding", "head"} | {f"{c}.dense_{k}" for c in ("forwards", "backwards") for k in "ih"},
-        "transformer": {"embed.embedding", "head", "blocks.0.feed_forward.layers.0", "blocks.0.feed_forward.layers.1"}
+        "transformer": {
+            "embed.embedding",
+            "positions.embedding",
+            "head",
+            "blocks.0.feed_forward.layers.0",
+            "blocks.0.feed_forward.layers.1",
+        }
         | {f"blocks.0.attention.{part}" for part in ("query", "key", "value", "out")},
     }
     assert set(model.kernels) == expected[name]

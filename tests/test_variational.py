@@ -70,7 +70,10 @@ def test_batches_leave_the_mean_unbiased():
 
 
 def test_the_bound_is_the_evidence_where_q_can_be_the_posterior():
-    """On independent coordinates the ELBO has no gap: log p(data), from the normal law of the data."""
+    """On independent coordinates the ELBO has no gap: log p(data), from the normal law of the data.
+
+    40,000 draws of sd 1: se 0.005, so a bound that is 0.035 off is caught with probability 0.99.
+    """
     y = jnp.array([[0.3, -1.0], [1.2, 0.4]])
 
     def normal(x, sd):
@@ -79,7 +82,7 @@ def test_the_bound_is_the_evidence_where_q_can_be_the_posterior():
     target = Posterior(
         lambda p: normal(p["x"], 1.0).sum(), lambda p, batch: normal(batch - p["x"], 0.5).sum(axis=1), len(y)
     )
-    _, draws = fitted(variational(target, burn_in=1500), {"x": jnp.zeros(2)}, y, 1500)
+    _, draws = fitted(variational(target, burn_in=1500), {"x": jnp.zeros(2)}, y, 1500, draws=40_000)
     law = scipy.stats.multivariate_normal(np.zeros(2), 0.25 * np.eye(2) + 1)  # of the two data of one coordinate
     evidence = law.logpdf(np.asarray(y).T).sum()
     np.testing.assert_allclose(draws.stats["elbo"].mean(), evidence, atol=0.02)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bayestensor.data.base import SCALINGS, DataError, Dataset, hold_out, scaled, scaling, split_indices
+from bayestensor.data.base import SCALINGS, DataError, Dataset, first, hold_out, scaled, scaling, split_indices
 from bayestensor.data.cifar import load_cifar10
 from bayestensor.data.digits import load_digits
 from bayestensor.data.images import load_fashion_mnist, load_mnist
@@ -15,6 +15,7 @@ __all__ = [
     "SCALINGS",
     "DataError",
     "Dataset",
+    "first",
     "hold_out",
     "load_dataset",
     "scaled",

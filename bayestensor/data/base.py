@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from bayestensor.errors import DataError
 
-__all__ = ["SCALINGS", "DataError", "Dataset", "hold_out", "scaled", "scaling", "split_indices"]
+__all__ = ["SCALINGS", "DataError", "Dataset", "first", "hold_out", "scaled", "scaling", "split_indices"]
 
 SCALINGS = ("unit", "signed", "standard")
 
@@ -30,6 +30,12 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one datum."""
         return self.x_train.shape[1:]
+
+
+def first(data: Dataset, count: int | None) -> Dataset:
+    """The first so many data of each part, all for None."""
+    parts = ("x_train", "y_train", "x_test", "y_test")
+    return data if count is None else replace(data, **{part: getattr(data, part)[:count] for part in parts})
 
 
 def scaling(data: Dataset, how: str = "unit") -> tuple[float, float]:

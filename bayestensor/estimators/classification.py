@@ -36,7 +36,7 @@ from bayestensor.estimators.remainder import build_remainder, check_remainder
 from bayestensor.inference.draws import Draws
 from bayestensor.models.augment import polya_gamma_mean
 from bayestensor.models.coefficient import Coefficient
-from bayestensor.models.compiled import quick_jit
+from bayestensor.models.compiled import closed_form, quick_jit
 from bayestensor.models.logistic import Labelled, LogisticState, stick_probabilities, sweeps
 from bayestensor.models.rows import CORRELATIONS
 from bayestensor.tensor.design import responses
@@ -57,7 +57,7 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         format: name of the network of W, one of `bayestensor.FORMATS`.
         shape: of one covariate tensor, where X is flat.
         max_rank: largest size of each bond, a number or a mapping bond -> number, or 'auto'.
-        prior: of the scales; `estimators.fitting.default_prior` when None.
+        prior: of the scales, or its name in `bayestensor.PRIORS`; `estimators.fitting.default_prior` when None.
         smooth: covariate modes whose neighbouring indices may resemble each other; see `TensorRegressor`.
         remainder: a Gaussian process on the log odds: 'linear', 'smooth', 'auto' or None; see `TensorRegressor`.
         inference: 'gibbs' (draws) or 'map' (the mode, by expectation maximisation).
@@ -93,7 +93,7 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         indicators = np.eye(len(self.classes_))[place][:, :-1]
         self._remainder = build_remainder(self.remainder, x, indicators - indicators.mean(axis=0))
         cols = kappa.shape[1:] if kappa.shape[1] > 1 else ()
-        with jax.enable_x64(True):
+        with closed_form():
             self._bases = mode_bases(x, self.covariate_shape_)
             model, families = coefficient_model(self, self._bases, cols, len(x))
             rows = in_network(x, self.covariate_shape_, self._bases, model.network)

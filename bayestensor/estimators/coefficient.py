@@ -14,7 +14,7 @@ from bayestensor.estimators.covariates import autoregressions
 from bayestensor.estimators.fitting import default_prior
 from bayestensor.models.coefficient import Coefficient, Family
 from bayestensor.models.compiled import quick_jit
-from bayestensor.priors.base import ScalePrior
+from bayestensor.priors import ScalePrior, named_prior
 from bayestensor.ranks.select import RANK_THRESHOLD
 from bayestensor.tensor.contract import contract, norm, slice_norms
 from bayestensor.tensor.design import slice_responses, system_shape, unknowns
@@ -40,7 +40,7 @@ class CoefficientEstimator(BaseEstimator):
         format: str = "cp",
         shape: Any = None,
         max_rank: Any = "auto",
-        prior: ScalePrior | None = None,
+        prior: ScalePrior | str | None = None,
         smooth: Any = "auto",
         remainder: str | None = "auto",
         inference: str = "gibbs",
@@ -120,7 +120,7 @@ def coefficient_model(
     network = coefficient_network(estimator.format, covariates, response, count, estimator.max_rank)
     smooth = smooth_cores(network, estimator.smooth, [len(basis) for basis in bases])
     members: dict[str, Any] = {name: autoregressions(bases[mode]) for name, mode in smooth.items()}
-    prior = estimator.prior or default_prior(network)
+    prior = named_prior(estimator.prior) or default_prior(network)
     return Coefficient(network, prior, core_variance(network, 1.0), tuple(smooth)), {
         name: Family(*parts) for name, parts in members.items()
     }

@@ -37,7 +37,7 @@ from bayestensor.estimators.remainder import Remainder, build_remainder, check_r
 from bayestensor.estimators.stacking import FEWEST, MOST, dealt, noise_given, stacked
 from bayestensor.inference.draws import Draws
 from bayestensor.models.coefficient import Coefficient, Family
-from bayestensor.models.compiled import quick_jit
+from bayestensor.models.compiled import closed_form, quick_jit
 from bayestensor.models.regression import Centred, RegressionState, share_left, sweeps
 from bayestensor.models.rows import CORRELATIONS
 from bayestensor.tensor.design import responses
@@ -59,7 +59,7 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         format: name of the network of W, one of `bayestensor.FORMATS`.
         shape: of one covariate tensor, where X is flat.
         max_rank: largest size of each bond, a number or a mapping bond -> number, or 'auto'.
-        prior: of the scales; `estimators.fitting.default_prior` when None.
+        prior: of the scales, or its name in `bayestensor.PRIORS`; `estimators.fitting.default_prior` when None.
         smooth: covariate modes whose neighbouring indices may resemble each other; 'auto' for every one of size 3 or
             more, because a correlation of 0 is among the values that are learnt; () for none.
         remainder: 'linear' (a dense coefficient), 'smooth' (a squared-exponential kernel), None, or 'auto': of the
@@ -99,8 +99,14 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         flat_y = y.reshape(len(y), -1)
         self._x_units, self._y_units = covariate_units(x), response_units(flat_y)
         x, flat_y = self._x_units.into(x), self._y_units.into(flat_y)
+<<<<<<< HEAD
         self._remainder = build_remainder(self.remainder, x, flat_y)
         with jax.enable_x64(True):
+=======
+        kernels = self._kernels(x, flat_y)
+        self._remainder = kernels[0][1]
+        with closed_form():
+>>>>>>> main
             self._bases = mode_bases(x, self.covariate_shape_)
             cols = tuple(n for n in self.response_shape_ if n > 1)  # a column is the same fit as a vector
             model, families = coefficient_model(self, self._bases, cols, len(x))

@@ -14,6 +14,7 @@ from flax import nnx
 from bayestensor.data.augment import flip_images, shift_images
 from bayestensor.experiment.check import MAX_NUTS, check
 from bayestensor.experiment.engines import DEFAULT_START, map_section
+from bayestensor.experiment.layers import blueprint
 from bayestensor.experiment.optimizers import optimizer
 from bayestensor.experiment.schedule import Schedule
 from bayestensor.inference.base import Engine, Posterior, normals
@@ -27,6 +28,7 @@ from bayestensor.models.likelihoods import Categorical
 from bayestensor.models.neural import NeuralModel
 from bayestensor.models.noncentred import Noncentred, noncentred
 from bayestensor.nn.linear import MLP
+from bayestensor.nn.remat import rematerialise
 from bayestensor.priors import PRIORS
 from bayestensor.typing import Array, Key, Position
 
@@ -37,15 +39,15 @@ if TYPE_CHECKING:
 
 def network(config: Config) -> Callable[[Key[Array, ""]], nnx.Module]:
     """key -> the network of a config."""
-    layers = check(config)
+    layers, plan = check(config), blueprint(config)
     stages = [(layer.stage, layer.network) for layer in layers if layer.stage is not None]
     linear = [layer.network or (layer.in_features, layer.out_features) for layer in layers[len(stages) :]]
-    options: dict[str, Any] = {"activation": config.model.activation, "use_bias": [layer.bias for layer in layers]}
+    options: dict[str, Any] = {"activation": plan.activation, "use_bias": [layer.bias for layer in layers]}
 
     def create(key: Key[Array, ""]) -> nnx.Module:
-        if not stages:
-            return MLP(linear, rngs=nnx.Rngs(key), **options)
-        return ConvNet(stages, linear, rngs=nnx.Rngs(key), **options)
+        rngs = nnx.Rngs(key)
+        model = ConvNet(stages, linear, average=plan.average, rngs=rngs, **options) if stages else None
+        return rematerialise(model or MLP(linear, rngs=rngs, **options), config.train.rematerialise)
 
     return create
 
@@ -61,7 +63,8 @@ def neural_model(config: Config) -> tuple[NeuralModel, Callable]:
     create = network(config)
     # structure from an abstract run, arrays from one compiled call: an eager start compiles every draw by itself
     abstract = nnx.eval_shape(lambda: create(jax.random.key(0)))
-    model = NeuralModel(abstract, prior(config), Categorical(), weight_sd=config.prior.bias_sd)
+    narrow = None if config.train.precision == "float32" else jnp.dtype(config.train.precision)
+    model = NeuralModel(abstract, prior(config), Categorical(), config.prior.bias_sd, narrow)
 
     def initial(key: Key[Array, ""]) -> Position:
         weights = nnx.to_pure_dict(nnx.state(create(key), nnx.Param))

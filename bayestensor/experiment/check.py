@@ -1,82 +1,24 @@
-"""What a config means before anything is trained: do its parts fit, and how large are its layers."""
+"""Whether the parts of a config fit together, before anything is trained."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bayestensor.errors import ConfigError
 from bayestensor.experiment import messages, registry
 from bayestensor.experiment.engines import Langevin, Nuts, Sampler, Svgd, Variational, map_section
+from bayestensor.experiment.layers import Blueprint, Layer, blueprint, layers_of
 from bayestensor.experiment.schedule import schedule
-from bayestensor.experiment.sections import Lenet5
 
 if TYPE_CHECKING:
     from bayestensor.experiment.config import Config
-    from bayestensor.models.stage import Stage
-    from bayestensor.tensor.network import Network
 
 MAX_PARAMETERS = 1_000_000_000
 MAX_NUTS = 2_000  # coordinates: NUTS is for reference
 COPIES = {"svgd": 13, "nuts": 20}  # arrays as large as all chains or particles that a step holds; elsewhere 10
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer of a configured model.
-
-    Attributes:
-        name: layers.0, layers.1, ...
-        in_features: width of its input; of a convolution, its window times the channels that come in.
-        out_features: width of its output; of a convolution, the channels that go out.
-        network: its kernel as a network of matrix shape (out, in), None where dense.
-        bias: whether it has one.
-        activation: what follows it, None after the last layer.
-        stage: of a convolution, its geometry.
-    """
-
-    name: str
-    in_features: int
-    out_features: int
-    network: Network | None
-    bias: bool
-    activation: str | None
-    stage: Stage | None = None
-
-    @property
-    def dense_parameters(self) -> int:
-        """Parameters of the dense twin, bias included."""
-        return self.in_features * self.out_features + self.bias * self.out_features
-
-    @property
-    def parameters(self) -> int:
-        """Parameters at the start, bias included."""
-        if self.network is None:
-            return self.dense_parameters
-        return self.network.num_parameters + self.bias * self.out_features
-
-    def flops(self, batch: int) -> float:
-        """Operations of one forward pass per datum, cores contracted in the cheapest order for the batch."""
-        biases = self.bias * self.out_features * self.times
-        if self.network is None:
-            return 2 * self.in_features * self.out_features * self.times + biases
-        if self.stage is not None:
-            from bayestensor.nn.conv import conv_flops
-
-            size, stage = (self.stage.kernel_size,) * 2, self.stage
-            return conv_flops(self.network, size, batch * stage.pixels, batch * stage.windows) / batch + biases
-        from bayestensor.tensor.plan import matvec_flops
-
-        return matvec_flops(self.network, batch) / batch + biases
-
-    @property
-    def times(self) -> int:
-        """How often the kernel is applied to one datum."""
-        return 1 if self.stage is None else self.stage.windows
 
 
 def check(config: Config) -> tuple[Layer, ...]:
@@ -86,19 +28,7 @@ def check(config: Config) -> tuple[Layer, ...]:
         ConfigError: the first contradiction, naming the key, what was given and what is allowed.
     """
     _refuse(problems(config))
-    layers, found = [], []
-    for k, stage in enumerate(stages(config)):
-        try:
-            layers.append(_convolution(config, k, stage))
-        except ValueError as error:
-            found.append(f"model.conv_rank: layers.{k} in format {config.model.conv_format}: {error}")
-    convolutions = len(layers) + len(found)
-    for k, pair in enumerate(itertools.pairwise(layer_widths(config))):
-        try:
-            layers.append(_layer(config, k, convolutions, *pair))
-        except ValueError as error:
-            key = "model.rank" if config.model.shapes is None or "bond" in str(error) else f"model.shapes.{k}"
-            found.append(f"{key}: layers.{convolutions + k} in format {config.model.format}: {error}")
+    layers, found = layers_of(config)
     _refuse(found)
     total = sum(layer.parameters for layer in layers)
     if total > MAX_PARAMETERS:
@@ -106,7 +36,7 @@ def check(config: Config) -> tuple[Layer, ...]:
     if isinstance(config.engine, Sampler):
         scales = sum(sum(layer.network.ranks.values()) for layer in layers if layer.network)
         _refuse(size_problems(config, min(total, config.prune.max_params or total) + scales))
-    return tuple(layers)
+    return layers
 
 
 def problems(config: Config) -> list[str]:
@@ -115,76 +45,41 @@ def problems(config: Config) -> list[str]:
     return [problem for maker in makers for problem in maker(config)]
 
 
-def layer_widths(config: Config) -> tuple[int, ...]:
-    """Widths of the linear layers, from the input (or what convolutions leave of it) to the classes."""
-    facts, before = registry.DATASET_FACTS[config.data.name], stages(config)
-    shape = before[-1].out_shape if before else facts.input_shape
-    return (math.prod(shape), *config.model.hidden, facts.classes)
-
-
-def stages(config: Config) -> tuple[Stage, ...]:
-    """The convolutions of a config, none of an MLP.
-
-    Raises:
-        ValueError: nothing is left of the images.
-    """
-    if not isinstance(config.model, Lenet5):
-        return ()
-    from bayestensor.models.stage import Stage
-
-    model, found = config.model, []
-    high, wide, *depth = registry.DATASET_FACTS[config.data.name].input_shape
-    shape = (high, wide, math.prod(depth))
-    for channels in model.channels:
-        found.append(Stage(shape, channels, model.kernel_size, model.padding, model.pool))
-        shape = found[-1].out_shape
-    return tuple(found)
-
-
-def _convolution(config: Config, k: int, stage: Stage) -> Layer:
-    from bayestensor.tensor.sized import conv_network
-
-    model, (out, width), network = config.model, stage.kernel_shape, None
-    if "dense" not in (model.format, model.conv_format):
-        size = (model.kernel_size,) * 2
-        network = conv_network(out, stage.in_shape[2], size, model.conv_format, model.conv_rank)
-    return Layer(f"layers.{k}", width, out, network, model.hidden_bias, model.activation, stage)
-
-
-def _layer(config: Config, k: int, before: int, in_features: int, out_features: int) -> Layer:
-    """Linear layer k, with `before` convolutions in front of it."""
-    from bayestensor.tensor import formats
-
-    model, last = config.model, k == len(config.model.hidden)
-    network = None
-    if model.format != "dense":
-        if model.shapes is None:
-            rows, cols = formats.matrix_shapes(out_features, in_features)
-        else:
-            cols, rows = model.shapes[k]
-        network = formats.FORMATS[model.format](rows, cols, rank=model.rank)
-    bias = model.output_bias if last else model.hidden_bias
-    name = f"layers.{before + k}"
-    return Layer(name, in_features, out_features, network, bias, None if last else model.activation)
-
-
 def _shape_problems(config: Config) -> list[str]:
-    model = config.model
+    model, channels = config.model, getattr(config.model, "channels", ())
+    pools = getattr(model, "pool", ())
+    if isinstance(pools, tuple) and len(pools) != len(channels):
+        return [f"model.pool: given {len(pools)} entries; expected one number, or {len(channels)}, one a convolution"]
     try:
-        widths = layer_widths(config)
+        plan = blueprint(config)
     except ValueError as error:
-        return [f"model.channels: {error}"]
-    if model.name == "lenet5" and config.prune.max_flops is not None:
-        return ["prune.max_flops: counted for linear layers alone; for lenet5 take prune.max_params or prune.max_ms"]
-    if model.shapes is None:
-        return []
+        message = str(error)
+        return [
+            f"model.{'depth' if 'depth' in message else 'average' if 'average' in message else 'channels'}: {message}"
+        ]
+    if plan.stages and config.prune.max_flops is not None:
+        return [f"prune.max_flops: counted for linear layers alone; for {model.name} take prune.max_params"]
+    if any(stage.norm for stage in plan.stages) and config.prune.max_ms is not None:
+        return ["prune.max_ms: not measured with batch normalisation, whose statistics are computed anew; leave it out"]
+    shapes = getattr(model, "shapes", None)
+    return [] if shapes is None else _modes_problems(model, shapes, plan)
+
+
+def _size_key(model: Any) -> str:
+    """The key that decides how small images get."""
+    return "depth" if model.name == "resnet" else "channels"
+
+
+def _modes_problems(model: Any, shapes: Sequence, plan: Blueprint) -> list[str]:
+    """What is wrong with the modes that a config gives its linear layers."""
     if model.format == "dense":
         return ["model.shapes: given for format dense, which has none; leave it out or choose a tensor format"]
-    if len(model.shapes) != len(widths) - 1:
+    widths = plan.widths
+    if len(shapes) != len(widths) - 1:
         sizes = " -> ".join(map(str, widths))
-        return [f"model.shapes: given {len(model.shapes)} entries; expected {len(widths) - 1}, one a layer ({sizes})"]
-    found, before = [], len(stages(config))
-    for k, sides in enumerate(model.shapes):
+        return [f"model.shapes: given {len(shapes)} entries; expected {len(widths) - 1}, one a layer ({sizes})"]
+    found, before = [], len(plan.stages)
+    for k, sides in enumerate(shapes):
         for j, (side, modes, width) in enumerate(zip(("input", "output"), sides, widths[k : k + 2], strict=True)):
             if math.prod(modes) != width:
                 given = f"{list(modes)} with product {math.prod(modes)}"
@@ -248,6 +143,7 @@ def _data_problems(config: Config) -> list[str]:
 def num_train(config: Config) -> int:
     """Training data that are not held out."""
     total = registry.DATASET_FACTS[config.data.name].num_train
+    total = min(total, config.data.limit or total)
     return total - round(config.data.validation * total)
 
 

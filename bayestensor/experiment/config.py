@@ -26,6 +26,8 @@ class Train(Section):
     patience: Count | None = None  # measurements in a row without a lower validation NLL that end training; null: none
     shift_pixels: Annotated[int, Field(ge=0, le=8)] = 0  # images move by up to this much, a fresh draw a step
     flip: bool = False  # images are mirrored left to right with probability one half, a fresh draw a step
+    precision: Literal["float32", "bfloat16"] = "float32"  # of forward and backward passes; weights stay float32
+    rematerialise: bool = False  # activations inside each layer are computed again for its gradient: less memory
 
 
 class Prune(Section):

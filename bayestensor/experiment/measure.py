@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from numpy.typing import ArrayLike
 
-from bayestensor.experiment.model_file import layer_spec
+from bayestensor.experiment.model_file import average_spec, layer_spec
 from bayestensor.inference.train import in_pieces
-from bayestensor.models.convnet import ConvNet
+from bayestensor.models.convnet import ConvNet, calibrated, normalises
 from bayestensor.nn.conv import conv_flops
 from bayestensor.tensor.plan import matvec_flops
 from bayestensor.typing import Array, Position
@@ -20,15 +21,40 @@ if TYPE_CHECKING:
     from bayestensor.models.neural import NeuralModel
     from bayestensor.models.stage import Stage
 
+REFERENCE = 16  # batches of training inputs that statistics of batch normalisation are computed from
 
-def predictor(model: NeuralModel, scale: Callable[[Array], Array]) -> Callable[[Position, ArrayLike], Array]:
+
+class Reference(NamedTuple):
+    """Training inputs, scaled, that statistics of batch normalisation are computed from, and in what batches."""
+
+    x: Array
+    batch_size: int
+
+
+def reference(model: NeuralModel, x: Array, scale: Callable[[Array], Array], batch_size: int) -> Reference | None:
+    """The first `REFERENCE` batches of raw training inputs; None for a model without batch normalisation."""
+    if not normalises(model.module(model.initial_position())):
+        return None
+    return Reference(jax.jit(scale)(x[: min(REFERENCE, len(x) // batch_size) * batch_size]), batch_size)
+
+
+def fixed(model: NeuralModel, position: Position, at: Reference | None) -> nnx.Module:
+    """The module at a position, with the statistics of batch normalisation that follow from it, where it has any."""
+    module = model.module(position)
+    return module if at is None else calibrated(module, *at)
+
+
+def predictor(
+    model: NeuralModel, scale: Callable[[Array], Array], at: Reference | None = None
+) -> Callable[[Position, ArrayLike], Array]:
     """Compiled (position, raw inputs) -> log class probabilities."""
 
     @jax.jit
-    def predict(position: Position, raw: Array) -> Array:
-        return jax.nn.log_softmax(in_pieces(lambda piece: model.apply(position, scale(piece)), raw))
+    def predict(position: Position, raw: Array, x: Array | None) -> Array:
+        module = fixed(model, position, None if at is None or x is None else at._replace(x=x))
+        return jax.nn.log_softmax(in_pieces(lambda piece: module(scale(piece)), raw))
 
-    return predict
+    return lambda position, raw: predict(position, raw, None if at is None else at.x)
 
 
 def accuracy_and_nll(log_probabilities: ArrayLike, labels: np.ndarray) -> tuple[float, float]:
@@ -60,15 +86,20 @@ def scales(position: Position) -> dict[str, dict[str, list[float]]]:
 
 
 def layer_table(model: NeuralModel, initial: dict[str, dict[str, int]], position: Position) -> list[dict[str, Any]]:
-    """Per layer: shape of its matrix, and parameters and FLOPs (one input) dense, at first and now; biases included."""
-    tensors, stages = model.tensors(position), _stages(model, position)
+    """Per layer: shape of its matrix, and parameters and FLOPs (one input) dense, at first and now; biases included.
+
+    A batch normalisation counts with its convolution.
+    """
+    tensors, stages = model.tensors(position), _stages(model.module(position))
     rows = []
     for k, weights in position["weights"]["layers"].items():
         name, stage = f"layers.{k}", stages.get(k)
         fan_out, fan_in = tensors[name].network.matrix_shape if name in tensors else _as_matrix(weights["kernel"]).shape
         times = 1 if stage is None else stage.windows
-        now = sum(leaf.size for leaf in jax.tree.leaves(weights))
-        row: dict[str, Any] = {"name": name, "shape": [fan_out, fan_in], "params_dense": fan_in * fan_out + fan_out}
+        beside = _num(position["weights"]["norms"][f"n{k}"]) if stage is not None and stage.norm else 0
+        now = _num(weights) + beside
+        dense = fan_in * fan_out + (beside or fan_out)
+        row: dict[str, Any] = {"name": name, "shape": [fan_out, fan_in], "params_dense": dense}
         row |= {"params_initial": now, "params_final": now}
         row |= {"flops_dense": 2 * fan_in * fan_out * times, "flops_final": 2 * fan_in * fan_out * times}
         if name in tensors:
@@ -81,30 +112,45 @@ def layer_table(model: NeuralModel, initial: dict[str, dict[str, int]], position
     return rows
 
 
-def model_layers(model: NeuralModel, position: Position, activation: str) -> tuple[list[dict], dict[str, np.ndarray]]:
+def model_layers(
+    model: NeuralModel, position: Position, at: Reference | None
+) -> tuple[list[dict], dict[str, np.ndarray]]:
     """The layers of a network as a model file describes them, and its arrays by name."""
-    tensors, stages = model.tensors(position), _stages(model, position)
+    module: Any = fixed(model, position, at)
+    tensors, stages = model.tensors(position), _stages(module)
     layers: list[dict[str, Any]] = []
     arrays: dict[str, np.ndarray] = {}
     count = len(position["weights"]["layers"])
     for k in range(count):
-        name, weights = f"layers.{k}", position["weights"]["layers"][k]
+        name, weights, stage = f"layers.{k}", position["weights"]["layers"][k], stages.get(k)
         if name in tensors:
             arrays |= {f"{name}.{core}": np.asarray(array) for core, array in tensors[name].cores.items()}
         else:
             arrays[f"{name}.kernel"] = np.asarray(_as_matrix(weights["kernel"]))
         if "bias" in weights:
             arrays[f"{name}.bias"] = np.asarray(weights["bias"])
+        elif stage is not None and stage.norm:
+            arrays |= {f"{name}.{part}": array for part, array in _affine(module.norms[f"n{k}"]).items()}
         network = tensors[name].network if name in tensors else None
-        layers.append(
-            layer_spec(name, network, "bias" in weights, activation if k < count - 1 else None, stages.get(k))
-        )
+        activation = module.activation if k < count - 1 else None
+        layers.append(layer_spec(name, network, f"{name}.bias" in arrays, activation, stage))
+        if stages and k == len(stages):
+            layers[-1] |= average_spec(stages[k - 1].out_shape, module.average)
     return layers, arrays
 
 
-def _stages(model: NeuralModel, position: Position) -> dict[int, Stage]:
+def _affine(norm: Any) -> dict[str, np.ndarray]:
+    """A batch normalisation with fixed statistics, as `scale * x + bias`."""
+    scale = np.asarray(norm.scale[...]) / np.sqrt(np.asarray(norm.var[...]) + norm.epsilon)
+    return {"scale": scale, "bias": np.asarray(norm.bias[...]) - scale * np.asarray(norm.mean[...])}
+
+
+def _num(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _stages(module: nnx.Module) -> dict[int, Stage]:
     """Layer number -> geometry of the layers that are convolutions."""
-    module = model.module(position)
     return dict(enumerate(module.stages)) if isinstance(module, ConvNet) else {}
 
 

@@ -112,7 +112,7 @@ def _verdict(context: Context, stats: dict[str, np.ndarray], tally: Tally) -> di
 
 
 def mixture_file(
-    model: NeuralModel, pieces: Iterable[Draws], members: int, activation: str
+    model: NeuralModel, pieces: Iterable[Draws], members: int, at: measure.Reference | None
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
     """The layers of a model file and its arrays, one of `members` draws in front: see `model_file`."""
     layers: list[dict] = []
@@ -121,7 +121,7 @@ def mixture_file(
     for piece in pieces:
         for chain, draw in np.ndindex(*piece.shape):
             one = jax.tree.map(lambda x: x[chain, draw], piece.positions)  # noqa: B023
-            layers, own = measure.model_layers(model, one, activation)
+            layers, own = measure.model_layers(model, one, at)
             if not arrays:
                 arrays = {name: np.empty((members, *array.shape), np.float32) for name, array in own.items()}
             for name, array in own.items():

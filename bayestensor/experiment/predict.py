@@ -39,8 +39,8 @@ def load(folder):
     """The model's description and arrays."""
     folder = Path(folder)
     spec = json.loads((folder / "model.json").read_text())
-    if spec["format_version"] != 1:
-        raise ValueError(f"model.json has format version {spec['format_version']}; this script reads 1")
+    if spec["format_version"] not in (1, 2):
+        raise ValueError(f"model.json has format version {spec['format_version']}; this script reads 1 and 2")
     with np.load(folder / "model.npz", allow_pickle=False) as archive:
         return spec, {name: archive[name] for name in archive.files}
 
@@ -66,13 +66,30 @@ def windows(name, layer, arrays, x):
     before = (side - 1) // 2 if stage["padding"] == "SAME" else 0
     after = side - 1 - before if stage["padding"] == "SAME" else 0
     images = np.pad(images, ((0, 0), (before, after), (before, after), (0, 0)))
+    stride = stage.get("stride", 1)
     cut = np.lib.stride_tricks.sliding_window_view(images, (side, side), axis=(1, 2))  # n, high, wide, channel, i, j
+    cut = cut[:, ::stride, ::stride]
     n, high, wide = cut.shape[:3]
     flat = cut.transpose(0, 1, 2, 4, 5, 3).reshape(n * high * wide, images.shape[3] * side**2)
     network = layer["network"]
     y = flat @ arrays[f"{name}.kernel"].T if network is None else matvec(name, network, arrays, flat)
     y = y.reshape(n, high, wide, y.shape[1])[:, : high // pool * pool, : wide // pool * pool]
-    return y.reshape(n, high // pool, pool, wide // pool, pool, y.shape[3]).max(axis=(2, 4))
+    y = y.reshape(n, high // pool, pool, wide // pool, pool, y.shape[3]).max(axis=(2, 4))
+    return y * arrays[f"{name}.scale"] if stage.get("norm") else y
+
+
+def averaged(layer, x):
+    """The means over squares of flat images, for a linear layer that takes those."""
+    (high, wide, channels), side = layer["average"]["in_shape"], layer["average"]["side"]
+    rows, cols = (side, side) if side else (high, wide)
+    squares = x.reshape(len(x), high // rows, rows, wide // cols, cols, channels).mean(axis=(2, 4))
+    return squares.reshape(len(x), math.prod(squares.shape[1:]))
+
+
+def shortcut(x, shape):
+    """Images (n, high, wide, channels) strided and filled up with zero channels to a shape."""
+    stride = -(-x.shape[1] // shape[1])
+    return np.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, shape[3] - x.shape[3])))
 
 
 def logits(spec, arrays, x):
@@ -95,17 +112,23 @@ def logits(spec, arrays, x):
 def _logits(spec, arrays, x):
     shift, scale = (np.asarray(spec["scaling"][what], np.float32) for what in ("shift", "scale"))
     x = (x - shift) / scale
+    outputs: list = []  # of convolutions, as images
     for layer in spec["layers"]:
         name = layer["name"]
         network = layer["network"]
         if layer["kind"] == "conv":
             x = windows(name, layer, arrays, x)
         else:
+            x = averaged(layer, x) if "average" in layer else x
             x = x @ arrays[f"{name}.kernel"].T if network is None else matvec(name, network, arrays, x)
         if layer["bias"]:
             x = x + arrays[f"{name}.bias"]
+        added = layer.get("stage", {}).get("add")
+        if added is not None:
+            x = x + shortcut(outputs[added], x.shape)
         if layer["activation"] is not None:
             x = ACTIVATIONS[layer["activation"]](x)
+        outputs.append(x)
         x = x.reshape(len(x), math.prod(x.shape[1:]))
     return x
 

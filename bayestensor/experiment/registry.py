@@ -38,13 +38,19 @@ DATASET_FACTS = {
     "fashion_mnist": DatasetFacts((28, 28), 10, 60_000),
     "cifar10": DatasetFacts((32, 32, 3), 10, 50_000),
 }
-MODELS: dict[str, type[Section]] = {"mlp": sections.Mlp, "lenet5": sections.Lenet5}
+MODELS: dict[str, type[Section]] = {
+    "mlp": sections.Mlp,
+    "lenet5": sections.Lenet5,
+    "cnn": sections.Cnn,
+    "resnet": sections.Resnet,
+}
 PRIORS: dict[str, type[Section]] = {
     "log_uniform": sections.LogUniform,
     "half_cauchy": sections.HalfCauchy,
     "inverse_gamma": sections.InverseGamma,
     "gamma": sections.Gamma,
     "generalised_hyperbolic": sections.GeneralisedHyperbolic,
+    "cumulative_shrinkage": sections.CumulativeShrinkage,
 }
 ENGINES = engines.ENGINES
 OPTIMIZERS = engines.OPTIMIZERS

@@ -103,12 +103,12 @@ def _finish(session: Session) -> dict[str, Any]:
 def _model_file(
     session: Session, position: Position, found: outcome.Outcome | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    activation, data = session.config.model.activation, session.data
+    data, at = session.data, session.reference
     members = None if found is None else found.members
     if found is None:
-        layers, arrays = measure.model_layers(session.model, position, activation)
+        layers, arrays = measure.model_layers(session.model, position, at)
     else:
-        layers, arrays = outcome.mixture_file(session.model, found.pieces, found.members, activation)
+        layers, arrays = outcome.mixture_file(session.model, found.pieces, found.members, at)
     spec = model_file.model_spec(layers, data.input_shape, data.num_classes, session.shift, session.divisor, members)
     return spec, arrays
 
@@ -199,9 +199,9 @@ def map_config(config: Config, seed: int) -> Config:
 
 def dense_config(config: Config) -> Config:
     """The dense twin of a config: the same data and schedule by MAP, ordinary layers with biases, no pruning."""
-    model = config.model.model_copy(
-        update={"format": "dense", "shapes": None, "hidden_bias": True, "output_bias": True}
-    )
+    ordinary = {"format": "dense", "shapes": None, "hidden_bias": True, "output_bias": True}
+    known = type(config.model).model_fields
+    model = config.model.model_copy(update={key: value for key, value in ordinary.items() if key in known})
     engine = map_section(config.engine) or DEFAULT_START
     if config.twin_learning_rate is not None:
         optimizer = engine.optimizer.model_copy(update={"learning_rate": config.twin_learning_rate})

@@ -35,6 +35,7 @@ def one_of(table: Mapping[str, type[Section]]) -> Any:
 
 class _Images(Section):
     validation: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the training data held out
+    limit: Count | None = None  # only so many training data, and at most as many test data: the first ones
     scaling: Literal["unit", "signed", "standard"] = "unit"
     ood: Literal["digits", "mnist", "fashion_mnist"] | None = None  # strangers: are predictions on them less certain?
 
@@ -119,10 +120,42 @@ class Lenet5(_Network):
     channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)] = (20, 50)
     kernel_size: Count = 5
     padding: Literal["VALID", "SAME"] = "VALID"
-    pool: Count = 2  # side of the squares whose largest entry is kept
+    pool: Count | Annotated[tuple[Count, ...], Field(min_length=1)] = 2  # sides of the squares whose largest stays
+    norm: bool = False  # batch normalisation after every convolution
+    average: Count = 1  # side of the squares whose mean the linear layers see
     hidden: tuple[Count, ...] = (500,)
     conv_format: Literal[FORMAT_NAMES] = "tensor_train"  # type: ignore[valid-type]  # (out, window, in): Tucker-2
     conv_rank: Rank = 20
+    least_channels: Count = 1  # kernels of fewer inputs stay dense
+    dense_head: bool = False  # whether the last layer stays dense
+
+
+class Cnn(Lenet5):
+    """The CIFAR network of Hawkins & Zhang 2019: 128-256-256-256, normalised, then 1024-512-10."""
+
+    name: Literal["cnn"]  # type: ignore[assignment]
+    channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)] = (128, 256, 256, 256)
+    kernel_size: Count = 3
+    padding: Literal["VALID", "SAME"] = "SAME"
+    pool: Count | Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 1, 1)
+    norm: bool = True
+    average: Count = 8
+    hidden: tuple[Count, ...] = (512,)
+    format: Literal[FORMAT_NAMES] = "tensor_train"  # type: ignore[valid-type]
+    rank: Rank = 30
+    conv_rank: Rank = 30
+    least_channels: Count = 16
+    dense_head: bool = True
+
+
+class Resnet(Section):
+    """A residual network of 6 n + 2 layers (He et al. 2016, section 4.2); first convolution and head are dense."""
+
+    name: Literal["resnet"]
+    depth: Annotated[int, Field(ge=8)] = 20
+    format: Literal[FORMAT_NAMES] = "tensor_train"  # type: ignore[valid-type]
+    rank: Rank = 16
+    least_channels: Count = 16  # kernels of fewer inputs stay dense
 
 
 # --- prior --------------------------------------------------------------------------------------------------
@@ -174,3 +207,13 @@ class GeneralisedHyperbolic(_Prior):
     shape: Positive = 0.5
     scale: Positive = 0.01
     rate: Positive = 0.1
+
+
+class CumulativeShrinkage(_Prior):
+    """`v ~ inverse-gamma(shape, scale)`, or `spike` times that: the later an index, the likelier."""
+
+    name: Literal["cumulative_shrinkage"]
+    alpha: Positive = 5.0
+    shape: Positive = 2.0
+    scale: Positive = 2.0
+    spike: Annotated[float, Field(gt=0, lt=1)] = 0.05

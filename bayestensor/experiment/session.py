@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.data import Dataset, load_dataset, scaling, split_indices
+from bayestensor.data import Dataset, first, load_dataset, scaling, split_indices
 from bayestensor.errors import RunError
 from bayestensor.experiment import build, folder, measure, pruning
 from bayestensor.experiment.config import Config
@@ -46,8 +46,8 @@ def load_sets(config: Config, data_dir: Path | None) -> Sets:
         DataError: a file is missing or damaged.
     """
     section, began = config.data, time.perf_counter()
-    ood = None if section.ood is None else load_dataset(section.ood, data_dir)
-    return Sets(load_dataset(section.name, data_dir), ood, data_dir, began)
+    ood = None if section.ood is None else first(load_dataset(section.ood, data_dir), section.limit)
+    return Sets(first(load_dataset(section.name, data_dir), section.limit), ood, data_dir, began)
 
 
 class Session:
@@ -69,7 +69,8 @@ class Session:
         posterior = self.model.posterior(len(x))
         engine = build.map_engine(config, self.model, posterior, len(x) // config.train.batch_size)
         self.trainer = Trainer(engine, x, y, config.train.batch_size, build.preparation(config, self.scale), train_key)
-        self.predict = measure.predictor(self.model, self.scale)
+        self.reference = measure.reference(self.model, x, self.scale, config.train.batch_size)
+        self.predict = measure.predictor(self.model, self.scale, self.reference)
         fresh = self.trainer.start(initial, start_key)
         position = engine.position(fresh.state)
         self.initial_ranks = measure.ranks(self.model, position)

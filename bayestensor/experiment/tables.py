@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from bayestensor.experiment.check import Layer
 from bayestensor.experiment.config import Config
+from bayestensor.experiment.layers import Layer
 
 
 def layer_table(config: Config, layers: Sequence[Layer]) -> Table:

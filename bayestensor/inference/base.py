@@ -105,8 +105,11 @@ def map_positions(state: Any, position: Position, functions: Any) -> Any:
 
 
 def normals(key: Key[Array, ""], like: Position, sd: float = 1.0) -> Position:
-    """Independent N(0, sd^2) in the shape of a pytree."""
+    """Independent N(0, sd^2) in the shape of a pytree, cut from one vector: drawn leaf by leaf, each compiles anew."""
     leaves, tree = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    draws = [sd * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, draws)
+    if not leaves:
+        return like
+    ends = np.cumsum([x.size for x in leaves])
+    widest = max((x.dtype for x in leaves), key=lambda dtype: dtype.itemsize)
+    drawn = jnp.split(sd * jax.random.normal(key, (int(ends[-1]),), widest), ends[:-1])
+    return jax.tree.unflatten(tree, [x.reshape(y.shape).astype(y.dtype) for x, y in zip(drawn, leaves, strict=True)])

@@ -142,7 +142,7 @@ def sghmc(
         return State(position, momentum, scale, zeros, zeros, jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
     def step(key: Key[Array, ""], state: State, batch: Batch) -> tuple[State, Info]:
-        noise_key, reset_key, update_key = jax.random.split(key, 3)
+        noise_key, update_key = jax.random.split(key)
         h, h_next = size_at(state.step), size_at(state.step + 1)
         n = jax.tree.map(lambda s, b: (h * s) ** 2 * b / (4 * temperature), state.scale, state.noise)
         c = jax.tree.map(lambda n: damping(n, h), n)
@@ -169,7 +169,7 @@ def sghmc(
             nonfinite=state.nonfinite,
         )
         undone = state._replace(
-            momentum=normals(reset_key, position, math.sqrt(temperature)),
+            momentum=jax.tree.map(lambda xi: -math.sqrt(temperature) * xi, xi),  # fresh, and not that way again
             step=state.step + 1,
             nonfinite=state.nonfinite + 1,
         )

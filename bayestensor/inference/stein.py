@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bayestensor.inference.base import Posterior
+from bayestensor.inference.gradient import coordinates
 from bayestensor.typing import Array, Float, Position, Scalar
 
 Kernel: TypeAlias = Literal["all", "leaf", "blocks"] | int
@@ -150,8 +151,7 @@ def _one_group(
     k = k.at[jnp.diag_indices_from(k)].set(1.0)
     rows = k.sum(1, keepdims=True)
     pull = temperature / h2
-    x = [x - m for x, m in zip(parts[0], means, strict=True)]
-    moved = [[k @ (g - pull * x) + pull * rows * x for x, g in zip(x, g, strict=True)]]
+    moved = [[_drift(k, rows, pull, *leaf) for leaf in zip(parts[0], means, g, strict=True)]]
     if len(parts) == 3:
         n = k.shape[0]
         root = jnp.linalg.cholesky(k + 1e-6 * n * jnp.eye(n, dtype=k.dtype))
@@ -165,17 +165,52 @@ def mean_particle(x: Float[Array, "n d"]) -> Float[Array, "d"]:
     return jnp.full(n, 1 / n, x.dtype) @ x
 
 
-def _gram(x: Float[Array, "n d"], mean: Float[Array, "d"], width: int = 8192) -> Float[Array, "n n"]:
-    """Inner products of `x - mean` (near the mean, distances keep their digits), by stretches that stay in cache."""
-    n, d = x.shape
+def variance_ratio(particles: Position, gradients: Position) -> Scalar:
+    """`-sum_i (x_i - mean x) g_i / ((n - 1) d)`: 1 for draws of the posterior (Stein's identity)."""
+    n = jax.tree.leaves(particles)[0].shape[0]
+    rows = [[x.reshape(n, -1) for x in jax.tree.leaves(tree)] for tree in (particles, gradients)]
+    products = [-((x - mean_particle(x)) * g).sum() for x, g in zip(*rows, strict=True)]
+    return sum(products) * n / (n - 1) / coordinates(particles)
+
+
+def _gram(x: Float[Array, "n d"], mean: Float[Array, "d"]) -> Float[Array, "n n"]:
+    """Inner products of `x - mean` (near the mean, distances keep their digits), stretch by stretch."""
+
+    def part(total: Array, start: Any, width: int) -> Array:
+        y = _cut(x, start, width) - _cut(mean, start, width)
+        return total + y @ y.T
+
+    return _by_stretches(part, jnp.zeros((x.shape[0],) * 2, x.dtype), x.shape[1])
+
+
+def _drift(
+    k: Float[Array, "n n"],
+    rows: Float[Array, "n 1"],
+    pull: Scalar,
+    x: Float[Array, "n d"],
+    mean: Float[Array, "d"],
+    g: Float[Array, "n d"],
+) -> Float[Array, "n d"]:
+    """`K (G - pull X) + pull diag(rows) X`, X less its mean, stretch by stretch."""
+
+    def part(out: Array, start: Any, width: int) -> Array:
+        y = _cut(x, start, width) - _cut(mean, start, width)
+        moved = k @ (_cut(g, start, width) - pull * y) + pull * rows * y
+        return jax.lax.dynamic_update_slice_in_dim(out, moved, start, axis=1)
+
+    return _by_stretches(part, jnp.zeros_like(g), x.shape[1])
+
+
+def _cut(a: Array, start: Any, width: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(a, start, width, axis=-1)
+
+
+def _by_stretches(part: Callable[[Array, Any, int], Array], out: Array, d: int, width: int = 4096) -> Array:
+    """`out = part(out, start, width)` over all of d coordinates, by stretches whose intermediates stay in cache."""
     whole = d // width
-
-    def part(start, width):
-        y = jax.lax.dynamic_slice(x, (0, start), (n, width)) - jax.lax.dynamic_slice(mean, (start,), (width,))
-        return y @ y.T
-
-    total = part(whole * width, d - whole * width)
-    return jax.lax.fori_loop(0, whole, lambda i, total: total + part(i * width, width), total) if whole else total
+    if whole:
+        out = jax.lax.fori_loop(0, whole, lambda i, out: part(out, i * width, width), out)
+    return part(out, whole * width, d - whole * width)
 
 
 def _blocks(size: int):

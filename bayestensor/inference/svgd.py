@@ -21,7 +21,7 @@ from bayestensor.inference.gradient import (
     sparing_estimator,
 )
 from bayestensor.inference.parallel import Parallel, over
-from bayestensor.inference.stein import Kernel, affine, groups, interact, mean_particle, per_leaf
+from bayestensor.inference.stein import Kernel, affine, groups, interact, per_leaf, variance_ratio
 from bayestensor.typing import Array, Batch, Int, Key, Position, Scalar
 
 
@@ -63,7 +63,7 @@ class Info(NamedTuple):
     variance_ratio: running mean of `-sum_i (x_i - mean x) (g_i - mean g) / ((n - 1) d T)`: 1 for draws of the posterior
         (Stein's identity), the ratio of variances for an isotropic Gaussian, near 0 for collapsed particles. NaN with
         several modes, where the mean lies between them and the ratio would be noise.
-    collapsed: whether `variance_ratio` is below 0.8 after burn-in.
+    collapsed: whether `variance_ratio` is below 0.8 after burn-in; not with several modes.
     inflation: variance of the particles over the posterior's, as predicted from the measured gradient noise.
     noise_share: share of a particle's variance that the batches supply.
     particles: n.
@@ -179,26 +179,27 @@ def svgd(
         due = (state.step < burn_in) | (state.step % measure_every == 0)
         each = over(lambda x: estimate(due, x, batch) if noisy else gradient(x, batch), parallel)(state.particles)
         log_density, g = each[:2]
-        ratio = _variance_ratio(state.particles, g) / temperature
+        ratio = variance_ratio(state.particles, g) / temperature
         measured, share = measure(state, each, due) if noisy else (state, None)
-        key, *update_key = jax.random.split(key) if conditional_every else [key]
+        if conditional_every is not None:
+            key, update_key = jax.random.split(key)
         moved = with_noise(key, measured, each, share) if noisy else without_noise(state, g)
-        if conditional_every:
+        if conditional_every is not None:
             due = (state.step >= burn_in) & (state.step % conditional_every == 0)
-            now = redraw(due, *update_key, moved.particles)
-            moved = moved._replace(particles=now)
+            moved = moved._replace(particles=redraw(due, update_key, moved.particles))
         moved = moved._replace(
             last=state.particles,
             variance_ratio=running_mean(state.variance_ratio, ratio, state.step - state.nonfinite),
         )
-        finite = all_finite((moved.particles if noisy else g, log_density))
+        finite = all_finite((moved.particles if noisy else ratio, log_density))  # all gradients are in the ratio
         undone = state._replace(particles=state.last, nonfinite=state.nonfinite + 1)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, undone)._replace(step=state.step + 1)
         n, adapting = len(log_density), state.step < burn_in
+        told = jnp.full_like(new.variance_ratio, jnp.nan) if several_modes else new.variance_ratio
         info = Info(
             log_density=log_density.mean(),
-            variance_ratio=jnp.full_like(new.variance_ratio, jnp.nan) if several_modes else new.variance_ratio,
-            collapsed=(new.variance_ratio < 0.8) & ~adapting,
+            variance_ratio=told,
+            collapsed=(told < 0.8) & ~adapting,
             inflation=mean_over_coordinates(jax.tree.map(lambda s: jnp.maximum(s, 1.0), share))
             if noisy
             else jnp.ones(()),
@@ -294,21 +295,6 @@ def svgd(
         return state._replace(particles=particles, bandwidth=now.bandwidth, mass=now.mass, optimiser=optimiser)
 
     return Engine(init, step, lambda state: state.particles)
-
-
-def collapse_warning(ratio: float, particles: int, dimension: int) -> str:
-    """What to say when particles have collapsed (`Info.collapsed`)."""
-    return (
-        f"SVGD's {particles} particles in {dimension} dimensions have collapsed: their variance is about {ratio:.2f} "
-        "of the posterior's. Intervals from them are too narrow; take noisy=True, kernels on small blocks, or sghmc."
-    )
-
-
-def _variance_ratio(particles: Position, gradients: Position) -> Scalar:
-    n = jax.tree.leaves(particles)[0].shape[0]
-    rows = [[x.reshape(n, -1) for x in jax.tree.leaves(tree)] for tree in (particles, gradients)]
-    products = [-((x - mean_particle(x)) * g).sum() for x, g in zip(*rows, strict=True)]
-    return sum(products) * n / (n - 1) / coordinates(particles)
 
 
 def _check(noisy, step_size, optimiser, temperature, burn_in, noise_share, measure_every, conditional_every):

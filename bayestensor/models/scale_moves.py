@@ -27,14 +27,14 @@ def lattice_draw(key: Key[Array, ""], log_density: Callable[[Scalar], Scalar], x
     Given the lattice, every point of it would have led to it with the same probability, so the choice among them is a
     Gibbs draw; nothing is rejected and nothing tuned. (Neal, "MCMC using ensembles of states", 2011.)
     """
-    span_key, place_key, pick_key = jax.random.split(key, 3)
+    span, place, pick = jax.random.uniform(key, (3,), x.dtype)  # one stream: each more is compiled anew
     low, high = (math.log(span) for span in SPANS)
-    step = jnp.exp(jax.random.uniform(span_key, (), x.dtype, low, high)) / POINTS
-    place = jax.random.randint(place_key, (), 0, POINTS)
-    points = x + (jnp.arange(POINTS) - place).astype(x.dtype) * step
+    step = jnp.exp(low + (high - low) * span) / POINTS
+    points = x + (jnp.arange(POINTS, dtype=x.dtype) - jnp.floor(POINTS * place)) * step
     values = jax.vmap(log_density)(points)
     values = jnp.where(jnp.isnan(values), -jnp.inf, values)  # far out, where a tensor overflows
-    return points[jax.random.categorical(pick_key, values)]
+    below = jnp.cumsum(jnp.exp(values - values.max()))
+    return points[(below <= pick * below[-1]).sum()]
 
 
 def draw_each(

@@ -4,6 +4,7 @@ a Transformer decoder that tells the next one."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,6 +13,7 @@ from bayestensor.nn.attention import MultiHeadAttention, TransformerBlock
 from bayestensor.nn.embedding import Embed
 from bayestensor.nn.linear import MLP, Linear
 from bayestensor.nn.recurrent import LSTMCell, recur
+from bayestensor.nn.remat import called
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.sized import embed_network, linear_network
 from bayestensor.typing import Array, Bool, Float, Int
@@ -41,9 +43,9 @@ class Transformer(nnx.Module):
 
     Args:
         embed: from tokens to features.
+        positions: from places to features, one row a place.
         blocks: of features to features.
         head: from features to classes, or to tokens.
-        length: the most tokens.
         features: width of the embedding.
         rngs: Flax's random streams.
     """
@@ -51,16 +53,15 @@ class Transformer(nnx.Module):
     def __init__(
         self,
         embed: nnx.Module,
+        positions: nnx.Module,
         blocks: Sequence[TransformerBlock],
         head: nnx.Module,
-        length: int,
         features: int,
         *,
         rngs: nnx.Rngs,
     ):
-        self.embed, self.blocks, self.head = embed, nnx.List(blocks), head
-        self.positions = nnx.Embed(length, features, rngs=rngs)
-        self.norm = nnx.LayerNorm(features, rngs=rngs)
+        self.embed, self.positions, self.blocks, self.head = embed, positions, nnx.List(blocks), head
+        self.norm, self.rematerialise = nnx.LayerNorm(features, rngs=rngs), False
 
 
 class TransformerEncoder(Transformer):
@@ -70,7 +71,7 @@ class TransformerEncoder(Transformer):
         """Logits; padding is neither looked at nor averaged."""
         real, x = tokens > 0, _placed(self.embed, self.positions, tokens)
         for block in self.blocks:
-            x = block(x, real[:, None, None, :])
+            x = called(lambda block, x, mask: block(x, mask), self.rematerialise, block, x, real[:, None, None, :])
         return self.head(self.norm(_mean(x, real)))
 
 
@@ -81,11 +82,11 @@ class TransformerDecoder(Transformer):
         """Logits; those at a place see the tokens up to it."""
         x = _placed(self.embed, self.positions, tokens)
         for block in self.blocks:
-            x = block(x, is_causal=True)
+            x = called(lambda block, x: block(x, is_causal=True), self.rematerialise, block, x)
         return self.head(self.norm(x))
 
 
-def _placed(embed: nnx.Module, positions: nnx.Embed, tokens: Int[Array, "batch time"]) -> Array:
+def _placed(embed: nnx.Module, positions: nnx.Module, tokens: Int[Array, "batch time"]) -> Array:
     """Embeddings of tokens and of their places, added: (batch, time, features)."""
     x = embed(tokens)
     return x + jnp.broadcast_to(positions(jnp.arange(tokens.shape[1])), x.shape)
@@ -110,14 +111,16 @@ def bilstm(
 ) -> BiLSTM:
     """A `BiLSTM` with every weight in one format, or all dense with `format="dense"`."""
 
+    weights = Weights(format, rank, None, rngs)
+
     def cell() -> nnx.Module:
         if format == "dense":
             return nnx.OptimizedLSTMCell(features, hidden, rngs=rngs)
-        into, back = (linear_network(4 * hidden, width, format, rank) for width in (features, hidden))
+        into, back = (weights.network(4 * hidden, width) for width in (features, hidden))
         return LSTMCell(into, back, rngs=rngs)
 
-    head = _linear(2 * hidden, classes, format, rank, rngs)
-    return BiLSTM(_embed(vocabulary, features, format, rank, rngs), cell(), cell(), head)
+    head = weights.linear(2 * hidden, classes)
+    return BiLSTM(weights.embed(vocabulary, features), cell(), cell(), head)
 
 
 def transformer_encoder(
@@ -131,6 +134,7 @@ def transformer_encoder(
     blocks: int = 2,
     format: str = "tt_matrix",
     rank: int = 8,
+    order: int | None = None,
     rngs: nnx.Rngs,
 ) -> TransformerEncoder:
     """A `TransformerEncoder` with all embeddings and projections in one format, or dense with `format="dense"`.
@@ -142,10 +146,12 @@ def transformer_encoder(
         blocks: how many.
         format: name of a format, or "dense".
         rank: of every bond.
+        order: modes a side of every weight; chosen by the widths when None.
         rngs: Flax's random streams.
     """
-    parts = _parts(vocabulary, features, classes, heads, hidden, blocks, format, rank, rngs)
-    return TransformerEncoder(*parts, length, features, rngs=rngs)
+    weights = Weights(format, rank, order, rngs)
+    parts = weights.transformer((vocabulary, length), features, classes, heads, hidden or 4 * features, blocks)
+    return TransformerEncoder(*parts, features, rngs=rngs)
 
 
 def transformer_decoder(
@@ -158,50 +164,62 @@ def transformer_decoder(
     blocks: int = 2,
     format: str = "tt_matrix",
     rank: int = 8,
+    order: int | None = None,
     rngs: nnx.Rngs,
 ) -> TransformerDecoder:
     """A `TransformerDecoder`; arguments as `transformer_encoder`'s. With `Categorical`, y is x one token later."""
-    parts = _parts(vocabulary, features, vocabulary, heads, hidden, blocks, format, rank, rngs)
-    return TransformerDecoder(*parts, length, features, rngs=rngs)
+    weights = Weights(format, rank, order, rngs)
+    parts = weights.transformer((vocabulary, length), features, vocabulary, heads, hidden or 4 * features, blocks)
+    return TransformerDecoder(*parts, features, rngs=rngs)
 
 
-def _parts(
-    vocabulary: int,
-    features: int,
-    out: int,
-    heads: int,
-    hidden: int | None,
-    blocks: int,
-    format: str,
-    rank: int,
-    rngs: nnx.Rngs,
-) -> tuple[nnx.Module, list[TransformerBlock], nnx.Module]:
-    """(embedding, blocks, head)."""
-    embed, head = _embed(vocabulary, features, format, rank, rngs), _linear(features, out, format, rank, rngs)
-    hidden = 4 * features if hidden is None else hidden
-    return embed, [_block(features, heads, hidden, format, rank, rngs) for _ in range(blocks)], head
+@dataclass(frozen=True)
+class Weights:
+    """Layers in one format, or dense ones: what the models here are made of, and others may be.
 
+    Attributes:
+        format: name of a format, or "dense".
+        rank: of every bond.
+        order: modes a side of every weight; chosen by the widths when None.
+        rngs: Flax's random streams.
+    """
 
-def _block(features: int, heads: int, hidden: int, format: str, rank: int, rngs: nnx.Rngs) -> TransformerBlock:
-    layers: list[Network | tuple[int, int]] = [(features, hidden), (hidden, features)]
-    if format == "dense":
-        attention = nnx.MultiHeadAttention(heads, features, decode=False, keep_rngs=False, rngs=rngs)
-    else:
-        layers = [linear_network(out, into, format, rank) for into, out in ((features, hidden), (hidden, features))]
-        square = linear_network(features, features, format, rank)
-        attention = MultiHeadAttention(heads, square, out=square, rngs=rngs)
-    return TransformerBlock(attention, MLP(layers, activation="gelu", rngs=rngs), features, rngs=rngs)
+    format: str
+    rank: int
+    order: int | None
+    rngs: nnx.Rngs
 
+    def transformer(
+        self, tables: tuple[int, int], features: int, out: int, heads: int, hidden: int, blocks: int
+    ) -> tuple[nnx.Module, nnx.Module, list[TransformerBlock], nnx.Module]:
+        """(embedding, positions, blocks, head)."""
+        embed, positions = (self.embed(rows, features) for rows in tables)
+        made = [self.block(features, heads, hidden) for _ in range(blocks)]
+        return embed, positions, made, self.linear(features, out)
 
-def _embed(vocabulary: int, features: int, format: str, rank: int, rngs: nnx.Rngs) -> nnx.Module:
-    if format == "dense":
-        return nnx.Embed(vocabulary, features, rngs=rngs)
-    return Embed(embed_network(vocabulary, features, format, rank), vocabulary, rngs=rngs)
+    def embed(self, rows: int, features: int) -> nnx.Module:
+        """A table."""
+        if self.format == "dense":
+            return nnx.Embed(rows, features, rngs=self.rngs)
+        return Embed(embed_network(rows, features, self.format, self.rank, self.order), rows, rngs=self.rngs)
 
+    def linear(self, into: int, out: int) -> nnx.Module:
+        """A linear layer."""
+        if self.format == "dense":
+            return nnx.Linear(into, out, rngs=self.rngs)
+        return Linear(self.network(out, into), rngs=self.rngs)
 
-def _linear(into: int, out: int, format: str, rank: int, rngs: nnx.Rngs) -> nnx.Module:
-    return (
-        nnx.Linear(into, out, rngs=rngs)
-        if format == "dense"
-        else Linear(linear_network(out, into, format, rank), rngs=rngs)
-    )
+    def network(self, out: int, into: int) -> Network:
+        """The network of a weight (out, into)."""
+        return linear_network(out, into, self.format, self.rank, self.order)
+
+    def block(self, features: int, heads: int, hidden: int) -> TransformerBlock:
+        """Attention and feed-forward layers."""
+        layers: list[Network | tuple[int, int]] = [(features, hidden), (hidden, features)]
+        if self.format == "dense":
+            attention = nnx.MultiHeadAttention(heads, features, decode=False, keep_rngs=False, rngs=self.rngs)
+        else:
+            layers = [self.network(hidden, features), self.network(features, hidden)]
+            square = self.network(features, features)
+            attention = MultiHeadAttention(heads, square, out=square, rngs=self.rngs)
+        return TransformerBlock(attention, MLP(layers, activation="gelu", rngs=self.rngs), features, rngs=self.rngs)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bayestensor.nn.remat import called
 from bayestensor.nn.weight import TensorWeight
 from bayestensor.tensor.contract import matvec
 from bayestensor.tensor.network import Network
@@ -61,7 +62,7 @@ class MLP(nnx.Module):
     ):
         use_bias = [True] * len(layers) if use_bias is None else use_bias
         _check(layers, activation, use_bias)
-        self.activation = activation
+        self.activation, self.rematerialise = activation, False
         self.layers = nnx.List(
             Linear(layer, use_bias=bias, rngs=rngs)
             if isinstance(layer, Network)
@@ -71,8 +72,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         """Logits (or means): no activation after the last layer."""
+        activate = ACTIVATIONS[self.activation]
         for layer in self.layers[:-1]:
-            x = ACTIVATIONS[self.activation](layer(x))
+            x = called(lambda layer, x: activate(layer(x)), self.rematerialise, layer, x)
         return self.layers[-1](x)
 
 

@@ -99,6 +99,7 @@ def recur(
         reverse: read x from its end; outputs stay at their inputs' places.
     """
     carry = cell.initialize_carry((x.shape[0], x.shape[2]), nnx.Rngs(0))  # zeros; only Flax's cells ask for a stream
+    carry = jax.tree.map(lambda part: part.astype(x.dtype), carry)
     real = jnp.ones(x.shape[:2], x.dtype) if mask is None else mask.astype(x.dtype)
     ahead = SimpleNamespace(
         dense_i=lambda product: product,
@@ -121,5 +122,5 @@ def _formed(layer: nnx.Module, rows: int) -> Callable[[Array], Array]:
     if not isinstance(layer, Linear) or not plan_matvec(layer.kernel.network, rows).densify:
         return layer
     kernel = matrix(layer.kernel.tensor).T
-    bias = jnp.zeros(layer.out_features) if layer.bias is None else layer.bias[...]
+    bias = jnp.zeros(layer.out_features, kernel.dtype) if layer.bias is None else layer.bias[...]
     return lambda h: h @ kernel + jnp.broadcast_to(bias, (*h.shape[:-1], layer.out_features))

@@ -1,12 +1,12 @@
 """One long chain or several short ones, and with equal weights? Settled on observed entries alone: a fifth of them (or
 of the fibres, in a row data:share:mode) is left out and scored.
 
-python experiments/completion/chains.py birmingham:0.9 serology:0.5 [--draws 200] [--table]
+python experiments/completion/chains.py birmingham:0.9 serology:0.5 [--draws 100] [--table]
 
 Four chains from four seeds; c of them with n draws in all are scored, for every choice of c chains. All four are then
-weighed by the density that each gives the entries it was fitted to, each left out in turn: by stacking (Yao, Vehtari,
-Simpson, Gelman, Bayesian Analysis 13, 2018) and by pseudo-BMA. Stacking on a half of the entries left out, scored on
-the other, says what weights could bring at best.
+weighed by the density that each gives the entries it was fitted to, each left out in turn: by stacking (of chains in
+separate modes: Yao, Vehtari, Gelman, JMLR 23, 2022) and by pseudo-BMA. Stacking on a half of the entries left out,
+scored on the other, says what weights could bring at best.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OUT = Path(__file__).with_name("chains.jsonl")
 
 def mixture(parts, truth, weights=None) -> dict:
     """Scores of the mixture of normal laws around draws [draw, entry], a list of (draws, noise), one a chain."""
-    rng, each = np.random.default_rng(0), 4000 // len(parts)
+    rng, each = np.random.default_rng(0), 1000 // len(parts)
     weights = np.full(len(parts), 1 / len(parts)) if weights is None else weights
     counts = np.maximum(np.rint(weights * len(parts) * each), 0).astype(int)
     picked = [rng.permutation(np.arange(n) % len(draws)) for n, (draws, _) in zip(counts, parts, strict=True)]
@@ -64,59 +64,58 @@ def left_out_density(draws, noise, truth) -> np.ndarray:
     return logsumexp(log_w + log_p, axis=0) - logsumexp(log_w, axis=0)
 
 
-def stacked(log_p) -> np.ndarray:
-    """Weights [chain] of the mixture that gives the entries [chain, entry] the highest density, by EM."""
+def stacked(log_p, even: float = 0.0) -> np.ndarray:
+    """Weights [chain] of the mixture that gives the entries [chain, entry] the highest density, by EM; as if
+    `even` times as many entries more spoke for all chains alike."""
     weights = np.full(len(log_p), 1 / len(log_p))
     for _ in range(500):
-        weights = softmax(np.log(weights + 1e-12)[:, None] + log_p, axis=0).mean(1)
+        told = softmax(np.log(weights + 1e-300)[:, None] + log_p, axis=0).mean(1)
+        weights = (told + even / len(log_p)) / (1 + even)
     return weights
 
 
 def chains_of(row: str, draws: int):
-    """(draws and noise at the entries left out, density of those seen) of each chain, and the truth left out."""
+    """Of each chain the draws at the entries left out and at (some of) those seen, and the noise; the values there."""
     name, share, *along = row.split(":")
     given = read(holes(name, float(share), 1, *map(int, along))[1])
     away = held_out(given, 0.2, int(along[0]) if along else "random", 1)
     seen = np.flatnonzero(~away)
     some = np.random.default_rng(2).permutation(seen)[:20_000]
-    parts, log_p = [], []
+    chains = []
     for seed in range(CHAINS):
         model = TensorCompletion(chains=1, num_draws=draws, random_state=seed)
         model.fit(given.coords[seen], given.values[seen], given.shape)
         noise = model.draws_.stats["precision"][0] ** -0.5 * model.scale_
-        parts.append((model.sample(draws, given.coords[away]), noise))
-        log_p.append(left_out_density(model.sample(draws, given.coords[some]), noise, given.values[some]))
-    return parts, np.stack(log_p), given.values[away]
+        chains.append((model.sample(draws, given.coords[away]), model.sample(draws, given.coords[some]), noise))
+    return chains, given.values[away], given.values[some]
 
 
-def scored(row: str, draws: int) -> list[dict]:
-    parts, log_p, truth = chains_of(row, draws)
-    lines = []
-    for total in (TOTAL, draws):
-        for chains in (1, 2, 4):
-            cut = [(d[: total // chains], s[: total // chains]) for d, s in parts]
+def scored(row: str, draws: int, parts, truth, known) -> list[dict]:
+    lines, half = [], np.random.default_rng(3).random(len(truth)) < 0.5
+
+    def add(weights, chains, total, **more):
+        lines.append({"data": row, "weights": weights, "chains": chains, "draws": total} | more)
+
+    for total in sorted({TOTAL, draws}):
+        for chains in (1, 2, CHAINS):
+            cut = [(d[: total // chains], s[: total // chains]) for d, _, s in parts]
             found = [mixture(chosen, truth) for chosen in combinations(cut, chains)]
-            lines.append({"weights": "equal", "chains": chains, "draws": total} | dict(pd.DataFrame(found).mean()))
-    half = np.random.default_rng(3).random(len(truth)) < 0.5
-    fitted = stacked(np.stack([density(d[:, half], s, truth[half]) for d, s in parts]))
-    rules = {"stacking": stacked(log_p), "pseudo-BMA": softmax(log_p.mean(1) * log_p.shape[1])}
-    cut = [(d[: draws // CHAINS], s[: draws // CHAINS]) for d, s in parts]
-    for rule, weights in rules.items():
-        lines.append(
-            {"weights": rule, "chains": CHAINS, "draws": draws, "each": weights.round(3).tolist()}
-            | mixture(cut, truth, weights)
-        )
-    other = [(d[:, ~half], s) for d, s in cut]
-    for rule, weights in {"equal, other half": None, "stacking on half": fitted}.items():
-        lines.append({"weights": rule, "chains": CHAINS, "draws": draws} | mixture(other, truth[~half], weights))
-    lines[-1]["each"] = fitted.round(3).tolist()
-    return [{"data": row} | {k: round(float(v), 4) if isinstance(v, float) else v for k, v in x.items()} for x in lines]
+            add("equal", chains, total, **dict(pd.DataFrame(found).mean()))
+        log_p = np.stack([left_out_density(d[: total // CHAINS], s[: total // CHAINS], known) for _, d, s in parts])
+        rules = {"stacking": stacked(log_p), "stacking, a tenth even": stacked(log_p, 0.1)}
+        for rule, each in (rules | {"pseudo-BMA": softmax(log_p.sum(1))}).items():
+            add(rule, CHAINS, total, each=each.round(3).tolist(), **mixture(cut, truth, each))
+        best = stacked(np.stack([density(d[:, half], s, truth[half]) for d, s in cut]))
+        other = [(d[:, ~half], s) for d, s in cut]
+        add("equal, other half", CHAINS, total, **mixture(other, truth[~half]))
+        add("stacking on half", CHAINS, total, each=best.round(3).tolist(), **mixture(other, truth[~half], best))
+    return [{k: round(float(v), 4) if isinstance(v, float) else v for k, v in line.items()} for line in lines]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", default=("birmingham:0.9", "serology:0.5"))
-    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--draws", type=int, default=TOTAL, help="of each chain")
     parser.add_argument("--table", action="store_true", help="print the table of the file")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
@@ -127,7 +126,7 @@ def main() -> None:
         print(table.groupby(index, sort=False)[figures].last().to_string())
         return
     for row in options.rows:
-        for line in scored(row, options.draws):
+        for line in scored(row, options.draws, *chains_of(row, options.draws)):
             print(json.dumps(line), flush=True)
             with options.out.open("a") as lines:
                 lines.write(json.dumps(line) + "\n")

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 
 from bayestensor.inference.diagnostics import diagnose
 from bayestensor.inference.draws import Draws
+from bayestensor.inference.map import map_estimate
 from bayestensor.inference.nuts import nuts
 from bayestensor.inference.sample import sample
 from bayestensor.inference.sghmc import sghmc
@@ -45,12 +47,28 @@ def run_sghmc(problem, key, args, moves="data"):
     return sample(engine, key, problem.starts(jax.random.key(2), CHAINS), problem.data, **keep)[0]
 
 
-def run_svgd(problem, key, args, noisy=True, moves="data"):
-    """Four groups of 50 particles from prior draws; the published variant (no noise) keeps its last particles only."""
+def around_modes(problem, key):
+    """Particles near the MAP solution of their group: 3,000 steps of Adam from a draw of the prior."""
+    map_key, near_key = jax.random.split(key)
+    adam = optax.adam(optax.cosine_decay_schedule(2e-2, 3000))
+    engine = map_estimate(problem.model.posterior(len(problem.data[1])), adam, after_step=problem.model.clip_scales)
+    starts = jax.jit(jax.vmap(problem.model.initial_position))(jax.random.split(map_key, GROUPS))
+    found, _ = sample(engine, map_key, starts, problem.data, draws=1, burn_in=2999, chunk=1, parallel="vmap")
+    modes = jax.tree.map(lambda x: x[:, 0].repeat(PARTICLES, axis=0), found.positions)
+    near = jax.vmap(lambda key, mode: problem.moved.around(key, mode, 0.05))
+    return jax.jit(near)(jax.random.split(near_key, GROUPS * PARTICLES), modes)
+
+
+def run_svgd(problem, key, args, noisy=True, moves="data", modes=False):
+    """Four groups of 50 particles from prior draws, or each group around a MAP solution of its own.
+
+    The published variant (no noise) keeps its last particles only.
+    """
     posterior = (problem.moved if moves == "data" else problem.sparing).posterior
     every = 5 if noisy and moves == "data" else None
     engine = svgd(posterior, noisy=noisy, burn_in=6000, conditional_every=every)
-    starts = problem.starts(jax.random.key(3), GROUPS * PARTICLES)
+    start_key = jax.random.key(3)
+    starts = around_modes(problem, start_key) if modes else problem.starts(start_key, GROUPS * PARTICLES)
     starts = jax.tree.map(lambda x: x.reshape(GROUPS, PARTICLES, *x.shape[1:]), starts)
     keep = {"draws": 50, "thin": 200} if noisy else {"draws": 1, "thin": 10_000}
     draws, _ = sample(engine, key, starts, problem.data, burn_in=6000, chunk=10, parallel="vmap", **keep)
@@ -64,6 +82,7 @@ ENGINES = {
     "sghmc, v by gradient only": lambda *a: run_sghmc(*a, moves="gradient"),
     "svgd": run_svgd,
     "svgd, v by gradient only": lambda *a: run_svgd(*a, moves="gradient"),
+    "svgd, around MAP": lambda *a: run_svgd(*a, modes=True),
     "svgd without noise": lambda *a: run_svgd(*a, noisy=False),
 }
 
