@@ -99,14 +99,8 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         flat_y = y.reshape(len(y), -1)
         self._x_units, self._y_units = covariate_units(x), response_units(flat_y)
         x, flat_y = self._x_units.into(x), self._y_units.into(flat_y)
-<<<<<<< HEAD
         self._remainder = build_remainder(self.remainder, x, flat_y)
-        with jax.enable_x64(True):
-=======
-        kernels = self._kernels(x, flat_y)
-        self._remainder = kernels[0][1]
         with closed_form():
->>>>>>> main
             self._bases = mode_bases(x, self.covariate_shape_)
             cols = tuple(n for n in self.response_shape_ if n > 1)  # a column is the same fit as a vector
             model, families = coefficient_model(self, self._bases, cols, len(x))
