@@ -18,7 +18,7 @@ from sklearn.base import clone
 from bayestensor.estimators import TensorRegressor, covariates
 from bayestensor.estimators.left_out import left_out_density
 from bayestensor.estimators.remainder import Plan, build, build_remainder, log_evidence
-from bayestensor.estimators.stacking import _log_density, dealt, mixture_weights
+from bayestensor.estimators.stacking import _log_density, dealt, elected, mixture_weights
 from bayestensor.models import regression
 from bayestensor.models.coefficient import (
     Coefficient,
@@ -195,10 +195,12 @@ def test_kernels_are_weighed_by_the_density_of_their_mixture_of_data_left_out():
     """Weights against a general optimiser; the density of a fold against matrices of all n; draws dealt by weight."""
     rng = np.random.default_rng(8)
     log_p = 2 * rng.normal(size=(4, 50))
-    found = mixture_weights(log_p)
+    found = mixture_weights(log_p, 500)
     limits = {"bounds": [(0, 1)] * 4, "constraints": {"type": "eq", "fun": lambda w: w.sum() - 1}}
     best = scipy.optimize.minimize(lambda w: -np.log(w @ np.exp(log_p)).sum(), np.full(4, 0.25), **limits)
     np.testing.assert_allclose(found, best.x, atol=2e-3)
+    kept, weights = elected(np.concatenate([log_p, log_p - 1e-3]))  # each of them twice
+    assert max(kept) < 4 and np.log(weights @ np.exp(log_p[kept])).sum() > -best.fun - 1.5  # 3 may bring half less
 
     x, y = rng.normal(size=(12, 3)), rng.normal(size=(12, 2))
     rest, fold, plan = np.arange(9), np.arange(9, 12), Plan("leading", 0.8, 2.0)

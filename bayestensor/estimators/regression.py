@@ -63,7 +63,8 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         smooth: covariate modes whose neighbouring indices may resemble each other; 'auto' for every one of size 3 or
             more, because a correlation of 0 is among the values that are learnt; () for none.
         remainder: 'linear' (a dense coefficient), 'smooth' (a squared-exponential kernel), None, or 'auto': of the
-            kernels the one of highest evidence, if data left out are then better predicted than without.
+            kernels the one of highest evidence, if data left out are then better predicted than without; predictions
+            then mix several kernels, weighed by cross-validated density (of 30 to 500 data; `estimators.stacking`).
         inference: 'gibbs' (draws) or 'map' (the mode; no uncertainty but noise and remainder).
         num_draws, burn_in: Gibbs sweeps of each chain that are kept, and before that dropped.
         chains: independent ones.
@@ -77,8 +78,8 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
         noise_: posterior root mean square of the noise, in the units of y, one number a response.
         draws_: `Draws` of cores, noise precisions and ratios, in the units of centred and scaled data.
-        diagnostics_: seconds, R-hat of predictions and noise, kernel of the remainder, correlations of
-            neighbours, share of independent responses.
+        diagnostics_: seconds, R-hat of predictions and noise, kernel of the remainder that W was drawn with, kernels
+            of the predictions (weight, kind, length), correlations of neighbours, share of independent responses.
         n_features_in_: p.
     """
 
@@ -98,8 +99,7 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         flat_y = y.reshape(len(y), -1)
         self._x_units, self._y_units = covariate_units(x), response_units(flat_y)
         x, flat_y = self._x_units.into(x), self._y_units.into(flat_y)
-        kernels = self._kernels(x, flat_y)
-        self._remainder = kernels[0][1]
+        self._remainder = build_remainder(self.remainder, x, flat_y)
         with closed_form():
             self._bases = mode_bases(x, self.covariate_shape_)
             cols = tuple(n for n in self.response_shape_ if n > 1)  # a column is the same fit as a vector
@@ -108,7 +108,7 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
             trace, left_out = self._run(model, flat_y)
         self.draws_ = _as_draws(trace)
         self._summarise(trace)
-        self._deal(kernels if self._remainder.kind else [(1.0, self._remainder)], x, flat_y, families)
+        self._deal(x, flat_y, families)
         self.diagnostics_["left_out_density"] = left_out
         self.diagnostics_["seconds"] = time.perf_counter() - began
         return self
@@ -131,8 +131,10 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         if chosen == "without":
             self._remainder = replace(self._remainder, kind=None, spectrum=0 * self._remainder.spectrum, length=0.0)
         self._data, trace, (burn_in, at) = data[chosen], traces[chosen], plans[chosen]
+        last, at = jax.tree.map(lambda a: a[:, -1], trace), at + portions(burn_in + few)
+        if chosen == "without":  # its burn-in was short: the draws that were compared are the rest of it
+            return run(last, self._data, 0, self.num_draws, first=at), found
         if self.num_draws > few:
-            last, at = jax.tree.map(lambda a: a[:, -1], trace), at + portions(burn_in + few)
             more = run(last, self._data, 0, self.num_draws - few, first=at)
             trace = jax.tree.map(lambda *a: np.concatenate(a, axis=1), trace, more)
         return trace, found
@@ -161,34 +163,29 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         share: Any = np.asarray(share_left(model, states, self._data))
         return replace(self._data, share=share)
 
-    def _kernels(self, x: np.ndarray, y: np.ndarray) -> list[tuple[float, Remainder]]:
-        """(weight, remainder), heaviest first: several where there are data enough to weigh them."""
-        if self.remainder == "auto" and self.inference == "gibbs" and FEWEST <= len(x) <= MOST:
-            return stacked(x, y)
-        return [(1.0, build_remainder(self.remainder, x, y))]
-
-    def _deal(self, kernels: list[tuple[float, Remainder]], x: np.ndarray, y: np.ndarray, families: Any) -> None:
-        """Draws dealt to the kernels by weight: W stays, noise and ratio are drawn anew; and the noise of them all."""
+    def _deal(self, x: np.ndarray, y: np.ndarray, families: dict[str, Family]) -> None:
+        """Where 'auto' keeps a remainder, draws dealt to several kernels: W stays, noise and ratio are drawn anew."""
         flat, seed = self.draws_.flat(), np.uint32(seed_of(self.random_state))
         noise = {name: np.array(flat[name]) for name in ("precision", "ratio")}
-        total, self._members = len(noise["ratio"]), [([slice(None)], self._remainder, self._data)]
-        if len(kernels) > 1:
-            hands: list[list[Any]] = dealt([weight for weight, _ in kernels], total)
-            self._members[0] = hands[0], *self._members[0][1:]
-            for k, (_, remainder) in enumerate(kernels[1:], 1):
-                if not hands[k]:
-                    continue
-                data, at = self._centred(remainder, x, y, self.network_, families), np.concatenate(hands[k])
-                with jax.enable_x64(True):
-                    found = noise_given(self.network_, seed, np.uint32(3 * _OTHER + k), flat["cores"], data)
-                for name, values in zip(noise, found, strict=True):
-                    noise[name][at] = np.asarray(values)[at]
-                self._members.append((hands[k], remainder, data))
+        several = self.remainder == "auto" and self.inference == "gibbs" and self._remainder.kind is not None
+        kernels = stacked(x, y) if several and FEWEST <= len(x) <= MOST else []
+        hands = dealt([weight for weight, _ in kernels], len(noise["ratio"]))
+        self._members = [] if kernels else [([slice(None)], self._remainder, self._data)]
+        for k, ((_, remainder), mine) in enumerate(zip(kernels, hands, strict=True)):
+            if not mine:
+                continue
+            data, at = self._centred(remainder, x, y, self.network_, families), np.concatenate(mine)
+            with jax.enable_x64(True):
+                found = noise_given(self.network_, seed, np.uint32(3 * _OTHER + k), flat["cores"], data)
+            for name, values in zip(noise, found, strict=True):
+                noise[name][at] = np.asarray(values)[at]
+            self._members.append((mine, remainder, data))
         shaped = {name: a.reshape(*self.draws_.shape, *a.shape[1:]) for name, a in noise.items()}
         self.draws_ = Draws({"cores": self.draws_.positions["cores"]} | shaped)
         variance = np.mean(1 / noise["precision"], axis=0).reshape(-1)
         self.noise_ = _plain((np.sqrt(variance) * self._y_units.scale).reshape(self.response_shape_))
-        self.diagnostics_["kernels"] = [(weight, r.kind, float(r.length)) for weight, r in kernels]
+        found = kernels or [(1.0, self._remainder)]
+        self.diagnostics_["kernels"] = [(weight, kernel.kind, float(kernel.length)) for weight, kernel in found]
 
     def _centred(
         self, remainder: Remainder, x: np.ndarray, y: np.ndarray, network: Network, families: dict[str, Family]

@@ -18,7 +18,7 @@ FEWEST, MOST = 30, 500  # data: with fewer no folds, with more the kernels of al
 _FOLDS = 5
 _BEST = 3  # plans of each family, by evidence, that are cross-validated
 _TREND = 100.0
-_LIGHTEST = 0.05  # weight of a kernel that is kept
+_WORTH = 0.5  # log density that a kernel more must bring
 _HANDFULS = 16  # of draws that are dealt to the kernels
 
 
@@ -48,24 +48,41 @@ def stacked(x: np.ndarray, y: np.ndarray) -> list[tuple[float, Remainder]]:
         rest = np.setdiff1d(np.arange(len(x)), fold)
         for k, plan in enumerate(plans):
             log_p[k, fold] = _log_density(plan, views[plan.columns], y, rest, fold)
-    weights = mixture_weights(log_p)
-    kept = [k for k in np.argsort(-weights, kind="stable") if weights[k] > _LIGHTEST]
-    total = weights[kept].sum()
-    return [(float(weights[k] / total), build(plans[k], x)) for k in kept]
+    kept, weights = elected(log_p)
+    return [(float(weights[k]), build(plans[kept[k]], x)) for k in np.argsort(-weights, kind="stable")]
 
 
-def mixture_weights(log_p: np.ndarray, steps: int = 500) -> np.ndarray:
+def elected(log_p: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """(members, weights) of a mixture, one after another the one that raises its log density most, by half at least.
+
+    Kernels that say the same are one member: each of them costs a draw of noise and a prediction.
+    """
+    kept = [int(log_p.sum(axis=1).argmax())]
+    weights, total = np.ones(1), log_p[kept[0]].sum()
+    while len(kept) < len(log_p):
+        trials = {k: mixture_weights(log_p[[*kept, k]]) for k in range(len(log_p)) if k not in kept}
+        gained = {k: np.logaddexp.reduce(np.log(w)[:, None] + log_p[[*kept, k]]).sum() for k, w in trials.items()}
+        best = max(gained, key=lambda k: gained[k])
+        if gained[best] < total + _WORTH:
+            break
+        kept, weights, total = [*kept, best], trials[best], gained[best]
+    return kept, weights
+
+
+def mixture_weights(log_p: np.ndarray, steps: int = 100) -> np.ndarray:
     """Weights (m,) of the mixture of highest `sum_i log sum_m w_m exp(log_p[m, i])`."""
-    log_w = np.full(len(log_p), -np.log(len(log_p)))
+    p = np.exp(log_p - log_p.max(axis=0)[None])
+    weights = np.full(len(p), 1 / len(p))
     for _ in range(steps):
-        share = log_w[:, None] + log_p
-        share -= np.logaddexp.reduce(share, axis=0)[None]
-        log_w = np.logaddexp.reduce(share, axis=1) - np.log(log_p.shape[1])
-    return np.exp(log_w)
+        share = weights[:, None] * p
+        weights = np.maximum((share / share.sum(axis=0)[None]).mean(axis=1), np.finfo(float).tiny)
+    return weights / weights.sum()
 
 
 def dealt(weights: list[float], total: int) -> list[list[Any]]:
     """For each weight some of sixteen random handfuls of `total` draws, as many as are nearest to its share."""
+    if not weights:
+        return []
     hands = np.array_split(np.random.default_rng(0).permutation(total), min(_HANDFULS, total))
     exact = np.asarray(weights) * len(hands)
     counts = np.floor(exact).astype(int)
