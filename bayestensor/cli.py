@@ -176,14 +176,14 @@ def predict(run_dir: Path, inputs: Path, out: Path | None) -> None:
     "--conformal-by", default="random", help="What is left out: random entries, or fibres along a mode, as in 2."
 )
 @click.option("--max-rank", type=int, help="Largest rank.  [default: from shape and number of observations]")
-@click.option("--draws", default=100, show_default=True, help="Posterior draws.")
+@click.option("--draws", type=int, help="Posterior draws [default: 100, fewer of a list above a million entries].")
 @click.option("--hold-out", default=0.1, show_default=True, help="Share of entries a first fit is tested on; 0: none.")
 @click.option("--seed", default=0, show_default=True)
 def complete(
     tensor: Path,
     out: Path,
     max_rank: int | None,
-    draws: int,
+    draws: int | None,
     hold_out: float,
     seed: int,
     effects: str,
@@ -204,7 +204,7 @@ def complete(
 
         _keep_compiled()
         by = int(conformal_by) if conformal_by.isdigit() else conformal_by
-        options |= {"max_rank": max_rank or "auto", "num_draws": draws, "random_state": seed}
+        options |= {"max_rank": max_rank or "auto", "num_draws": draws or "auto", "random_state": seed}
         options |= {"effects": modes(effects), "conformal_by": by}
         _, summary = fill(tensor, out, options, hold_out, click.echo)
         Console().print(completion_table(summary))

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from bayestensor.estimators.counting import apart, rank_shares, seen_noise, standing_out
+from bayestensor.ranks.select import host_spectra
+from bayestensor.tensor.contract import dense
 from bayestensor.tensor.formats import FORMATS
+from bayestensor.tensor.network import Factored
 
 
 def test_what_noise_alone_would_give_is_no_rank():
@@ -56,3 +59,28 @@ def test_a_component_shared_out_over_several_counts_once():
     assert rank_shares(network, cores, level)["rank"].argmax() == 2
     assert (standing_out(network, {k: v[0] for k, v in cores.items()}, 1.0)["rank"] > 0).sum() == 4  # norms alone
     assert rank_shares(network, cores, 1e-3 * level)["rank"].argmax() == 4  # where noise is small the parts do count
+
+
+@pytest.mark.parametrize(
+    ("name", "unfoldings"),
+    [("tucker", {"r0": (0,), "r1": (1,), "r2": (2,)}), ("tensor_train", {"b1": (0,), "b2": (0, 1)}), ("cp", {})],
+)
+def test_spectra_are_singular_values_of_unfoldings(name, unfoldings):
+    rng, network = np.random.default_rng(0), FORMATS[name]((6, 5, 4), (), rank=3)
+    cores = {core.name: rng.normal(size=network.core_shape(core.name)) for core in network.cores}
+    found = host_spectra(network, cores)
+    assert list(found) == list(unfoldings)
+    whole = np.asarray(dense(Factored(network, cores)))
+    for bond, modes in unfoldings.items():
+        unfolded = np.moveaxis(whole, modes, range(len(modes))).reshape(np.prod([whole.shape[k] for k in modes]), -1)
+        expected = np.linalg.svd(unfolded, compute_uv=False)
+        np.testing.assert_allclose(found[bond], expected[: len(found[bond])], rtol=1e-4)
+
+
+def test_slices_that_lie_in_the_span_of_others_are_no_rank():
+    rng, network = np.random.default_rng(0), FORMATS["tensor_train"]((20, 15, 10), (), rank=4)
+    cores = {core.name: rng.normal(size=network.core_shape(core.name)) for core in network.cores}
+    cores["core0"][..., 3] = cores["core0"][..., :2] @ [1.0, -1.0]  # of four slices along b1 three are independent
+    shares = rank_shares(network, {name: core[None] for name, core in cores.items()}, np.array([0.01]))
+    assert [int(share.argmax()) for share in shares.values()] == [3, 4]
+    assert (standing_out(network, cores, 0.01)["b1"] > 0).sum() == 4

@@ -9,8 +9,9 @@ import pytest
 
 from bayestensor.estimators import TensorCompletion, growing
 from bayestensor.estimators.counting import seen_noise, standing_out
+from bayestensor.estimators.fitting import default_sweeps
 from bayestensor.estimators.growing import grow, leading, with_component
-from bayestensor.estimators.inputs import read
+from bayestensor.estimators.inputs import Observed, read
 from bayestensor.estimators.spectral import compressed
 from bayestensor.estimators.starting import repeated, settle
 from bayestensor.models.compiled import quick_jit
@@ -134,3 +135,9 @@ def test_a_long_list_starts_from_its_spectrum_and_finds_the_rank(monkeypatch):
     model.fit(coords[shown], y[shown], shape)
     assert model.rank_ == rank and len(np.unique(model.draws_.stats["precision"])) == 20  # two chains, no draw shared
     assert np.linalg.norm(model.predict(coords[held]) - x[held]) < 0.12 * np.linalg.norm(x[held])
+
+
+@pytest.mark.parametrize(("entries", "sweeps"), [(10**6, (100, 60)), (2 * 10**6, (50, 30)), (10**8, (16, 6))])
+def test_lists_above_a_million_entries_get_fewer_sweeps(entries, sweeps):
+    values = np.broadcast_to(0.0, entries)
+    assert default_sweeps(Observed((10**4, 10**4, 10**3), values, values)) == sweeps

@@ -14,6 +14,7 @@ from scipy.integrate import cumulative_trapezoid
 
 from bayestensor.priors import (
     PRIORS,
+    CumulativeShrinkage,
     Gamma,
     GeneralisedHyperbolic,
     HalfCauchy,
@@ -33,7 +34,22 @@ TABLE = [
     Gamma(),
     Gamma(2.5, 0.7),
     GeneralisedHyperbolic(0.7, 0.2, 0.5),
+    CumulativeShrinkage(1.5, 2.0, 1.0, 0.1),
 ]
+
+
+class Mixture:
+    """Slab and spike of a bond of one index."""
+
+    def __init__(self, p):
+        self.share = p.alpha / (p.alpha + 1)
+        self.laws = [st.invgamma(p.shape, scale=b * p.scale) for b in (1.0, p.spike)]
+
+    def logpdf(self, v):
+        slab, spike = (law.logpdf(v) for law in self.laws)
+        return np.logaddexp(np.log(self.share) + slab, np.log1p(-self.share) + spike)
+
+
 # scipy's law of s (or of v) for each prior
 ORACLE = {
     LogUniform: lambda p: ("s", st.loguniform(p.s_min, p.s_max)),
@@ -44,6 +60,7 @@ ORACLE = {
         "v",
         st.geninvgauss(-p.shape, 2 * np.sqrt(p.scale * p.rate), scale=np.sqrt(p.scale / p.rate)),
     ),
+    CumulativeShrinkage: lambda p: ("v", Mixture(p)),
 }
 # (M, D): mode inside, dead slice, live slice, at an end of a truncated support, one entry, many entries
 ENTRIES = [(20.0, 20.0), (1e-6, 8.0), (3e4, 1e5), (0.5, 1.0), (1e6, 5.0), (1e-4, 300.0), (2e-3, 40.0)]
@@ -58,40 +75,53 @@ def _strict():
         yield
 
 
-each_prior = pytest.mark.parametrize("prior", TABLE, ids=str)
+each_prior = pytest.mark.parametrize(
+    "prior",  # cumulative shrinkage is dear to compile
+    [pytest.param(p, marks=pytest.mark.slow) if isinstance(p, CumulativeShrinkage) else p for p in TABLE],
+    ids=str,
+)
 each_entries = pytest.mark.parametrize("entries", ENTRIES, ids=lambda e: f"M={e[0]:g},D={e[1]:g}")
 
 
+def log_density(prior, log_v):
+    """Of bonds of one index: a prior may couple those of one bond."""
+    return prior.log_density(log_v[..., None])[..., 0]
+
+
+def mode(prior, energy, count):
+    return prior.mode(energy[..., None], count)[..., 0]
+
+
 def log_posterior(prior, log_v, energy, count):
-    return prior.log_density(log_v) - 0.5 * count * log_v - 0.5 * energy * jnp.exp(-log_v)
+    return log_density(prior, log_v) - 0.5 * count * log_v - 0.5 * energy * jnp.exp(-log_v)
 
 
-def cdf_of(log_density, centre, low, high):
+def cdf_of(log_p_at, centre, low, high):
     """(cdf of log v, integral) by the trapezoidal rule in float64; the grid is fine at the centre and the ends."""
     reach = np.concatenate([[0.0], np.geomspace(1e-9, 200.0, 20_000)])
     x = np.concatenate([centre + reach, centre - reach, low + reach, high - reach, np.linspace(low, high, 10_001)])
     x = np.unique(x[(x >= low) & (x <= high)])  # nan, from an infinite end, drops out
     with jax.enable_x64(True):
-        log_p = np.asarray(log_density(jnp.asarray(x)))
+        log_p = np.asarray(log_p_at(jnp.asarray(x)))
     mass = cumulative_trapezoid(np.exp(log_p - log_p.max()), x, initial=0.0)
     return lambda at: np.interp(at, x, mass / mass[-1]), np.exp(log_p.max() + np.log(mass[-1]))
 
 
 def prior_cdf(prior):
     low, high = max(prior.support[0], -90.0), min(prior.support[1], 90.0)
-    return cdf_of(prior.log_density, 0.0, low, high)
+    return cdf_of(partial(log_density, prior), 0.0, low, high)
 
 
 def conditional_cdf(prior, energy, count):
     with jax.enable_x64(True):
-        centre = float(jnp.log(prior.mode(jnp.asarray(energy, float), count)))
+        centre = float(jnp.log(mode(prior, jnp.asarray(energy, float), count)))
     reach = 3.0 + 60.0 / np.sqrt(count)
     low, high = max(centre - reach, prior.support[0]), min(centre + reach, prior.support[1])
 
-    def log_density(x):  # relative to the centre: D log v itself is too large for exp
+    def relative(x):  # to the centre: D log v itself is too large for exp
         return log_posterior(prior, x, energy, count) - log_posterior(prior, jnp.asarray(centre), energy, count)
 
-    return cdf_of(log_density, centre, low, high)[0]
+    return cdf_of(relative, centre, low, high)[0]
 
 
 def ks_p_value(draws, cdf):
@@ -100,15 +130,15 @@ def ks_p_value(draws, cdf):
 
 @partial(jax.jit, static_argnums=0)
 def prior_draws(prior, key):
-    return prior.sample(key, (DRAWS,))
+    return prior.sample(key, (DRAWS, 1))[:, 0]
 
 
 def settled(prior, key, energy, count):
     """The ends of DRAWS independent chains of conditional draws, all from v = 1: an identity map would show."""
-    v, energy = jnp.ones(DRAWS), jnp.full(DRAWS, energy, jnp.float32)
+    v, energy = jnp.ones((DRAWS, 1)), jnp.full((DRAWS, 1), energy, jnp.float32)
     for sweep in jax.random.split(key, 25 if isinstance(prior, HalfCauchy) else 1):  # the others draw independently
         v = prior.sample_conditional(sweep, v, energy, count)
-    return v
+    return v[:, 0]
 
 
 # --- densities -------------------------------------------------------------------------------------------------
@@ -126,7 +156,7 @@ def test_density_is_scipys_times_the_jacobian(prior):
     inner = [max(prior.support[0], -12.0) + 0.01, min(prior.support[1], 12.0) - 0.01]
     x = np.linspace(*inner, 41)
     with jax.enable_x64(True):
-        ours = np.asarray(prior.log_density(jnp.asarray(x)))
+        ours = np.asarray(log_density(prior, jnp.asarray(x)))
     expected = law.logpdf(np.exp(x / 2)) + x / 2 - np.log(2) if variable == "s" else law.logpdf(np.exp(x)) + x
     np.testing.assert_allclose(ours, expected, rtol=1e-10, atol=1e-10)
 
@@ -169,7 +199,7 @@ def mode_fault(prior, v, energy, count):
 @pytest.mark.parametrize("entries", ENTRIES + EXTREMES, ids=str)
 def test_mode_zeroes_the_gradient_and_is_the_maximum(prior, entries):
     with jax.enable_x64(True):
-        v = prior.mode(jnp.asarray(entries[0], jnp.float64), entries[1])
+        v = mode(prior, jnp.asarray(entries[0], jnp.float64), entries[1])
     assert mode_fault(prior, v, *entries) < 1e-9
 
 
@@ -193,8 +223,8 @@ def test_mode_in_float32_agrees_with_float64(prior):
     energy = np.logspace(-25, 18, 87)
     for count in (1.0, 2.0, 37.0, 1e6):
         with jax.enable_x64(True):
-            expected = np.asarray(prior.mode(jnp.asarray(energy), count))
-        ours = np.asarray(jax.jit(prior.mode)(jnp.asarray(energy, jnp.float32), count))
+            expected = np.asarray(mode(prior, jnp.asarray(energy), count))
+        ours = np.asarray(jax.jit(partial(mode, prior))(jnp.asarray(energy, jnp.float32), count))
         np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-37)
 
 
@@ -243,23 +273,23 @@ def test_prior_entries_conditional_return_the_prior(prior, count):
     v_key, key = jax.random.split(jax.random.key(4))
     v = prior_draws(prior, v_key)
     energy = v * np.random.default_rng(count).chisquare(count, DRAWS).astype(np.float32)
-    again = prior.sample_conditional(key, v, energy, float(count))
+    again = prior.sample_conditional(key, v[:, None], energy[:, None], float(count))[:, 0]
     assert ks_p_value(again, prior_cdf(prior)[0]) > ALPHA
     assert (again != v).mean() > 0.99
 
 
 @each_prior
 def test_conditional_draws_stay_positive_and_finite_at_extremes(prior):
-    energy = jnp.resize(jnp.asarray([0.0, 1e-30, 1e-12, 1.0, 1e12, 1e25], jnp.float32), DRAWS)
+    energy = jnp.resize(jnp.asarray([0.0, 1e-30, 1e-12, 1.0, 1e12, 1e25], jnp.float32), (DRAWS, 1))
     for count in (1.0, 1000.0, 1e8):
-        v = prior.sample_conditional(jax.random.key(5), jnp.full(DRAWS, 1e-8, jnp.float32), energy, count)
+        v = prior.sample_conditional(jax.random.key(5), jnp.full_like(energy, 1e-8), energy, count)
         assert jnp.isfinite(jnp.log(v)).all()
         assert jnp.isfinite(prior.log_density(jnp.log(v))).all()
 
 
 @each_prior
 def test_a_key_gives_its_draw_again_and_each_index_its_own(prior):
-    v = energy = jnp.ones(DRAWS)
+    v = energy = jnp.ones((DRAWS, 1))
     first = prior.sample_conditional(jax.random.key(6), v, energy, 4.0)
     assert (first == prior.sample_conditional(jax.random.key(6), v, energy, 4.0)).all()
     assert len(np.unique(first)) > 0.99 * DRAWS

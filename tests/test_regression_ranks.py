@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import arviz
@@ -12,9 +13,13 @@ import pytest
 from sklearn.exceptions import ConvergenceWarning
 
 from bayestensor.estimators import TensorRegressor
-from bayestensor.estimators.chains import check_mixing, split_r_hat
+from bayestensor.estimators.chains import check_mixing, is_dear, pruned, split_r_hat
 from bayestensor.estimators.coefficient import rank_shares, standing_out
-from bayestensor.tensor.formats import cp
+from bayestensor.models.coefficient import Coefficient, CoefficientState
+from bayestensor.priors import InverseGamma
+from bayestensor.tensor.contract import dense
+from bayestensor.tensor.formats import FORMATS, cp
+from bayestensor.tensor.network import Factored
 
 
 def test_noise_at_its_best_does_not_count_and_what_exceeds_it_does():
@@ -45,6 +50,33 @@ def test_noise_at_its_best_does_not_count_and_what_exceeds_it_does():
     assert signal[:, 0].all() and signal[:, 1].mean() < 0.2
     assert precise.any(axis=1).all()
     np.testing.assert_allclose(rank_shares({"rank": signal})["rank"][1], 1 - signal[:, 1].mean())
+
+
+@pytest.mark.parametrize("format", ["cp", "tucker"])
+def test_dead_indices_are_cut_and_each_chain_keeps_its_own(format):
+    """Two chains with a live second and a live third index: one and one to spare stay, the coefficient to rounding."""
+    network = FORMATS[format]((6, 5), (4,), rank=3)
+    rng = np.random.default_rng(3)
+    cores = {core.name: rng.normal(size=(2, *network.core_shape(core.name))) for core in network.cores}
+    for core in network.cores:
+        for chain, live in enumerate((1, 2)):
+            for axis, leg in enumerate(core.legs):
+                if leg in network.bonds:
+                    dead = [r for r in range(3) if r != live]
+                    np.moveaxis(cores[core.name][chain], axis, 0)[dead] *= 1e-9
+    scales = {bond: np.tile(np.arange(3.0), (2, 1)) for bond in network.bonds}
+    counted = {bond: np.eye(3, dtype=bool)[1:] for bond in network.bonds}
+    model = Coefficient(network, InverseGamma(), 0.7)
+    smaller, states = pruned(model, CoefficientState(cores, scales, {}), counted)
+    assert set(smaller.network.ranks.values()) == {2} and (smaller.prior, smaller.variance) == (model.prior, 0.7)
+    for chain, live in enumerate((1, 2)):
+        before, after = (
+            np.asarray(dense(Factored(net, {name: jnp.asarray(core[chain]) for name, core in c.items()})))
+            for net, c in ((network, cores), (smaller.network, states.cores))
+        )
+        np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-6)
+        assert all(live in v[chain] for v in states.scales.values())
+    assert not is_dear(model, 300) and is_dear(replace(model, network=cp((64, 5), (4,), rank=8)), 300)
 
 
 def test_r_hat_is_that_of_arviz():

@@ -194,14 +194,14 @@ def mean_of_gaussian():
     return posterior, data, data.sum(0) * variance, variance
 
 
-def minibatched(engine, data, mean, draws, seed=1):
+def minibatched(engine, data, mean, draws, seed=1, thin=20):
     return sample(
         engine,
         jax.random.key(seed),
         jnp.broadcast_to(mean, (CHAINS, *mean.shape)),
         data,
         draws=draws,
-        thin=20,
+        thin=thin,
         burn_in=1500,
         batch_size=BATCH,
         chunk=draws,
@@ -243,7 +243,7 @@ def logistic(correlation, seed=0):
     return Posterior(lambda w: -0.5 * (w**2).sum(), log_likelihood, NUM), (x, y)
 
 
-def against_nuts(correlation, seed=0):
+def against_nuts(correlation, seed=0, thin=20):
     """(variance of each coordinate about NUTS's mean over NUTS's variance, reported inflation)."""
     posterior, data = logistic(correlation, seed)
     reference, _ = sample(
@@ -257,7 +257,7 @@ def against_nuts(correlation, seed=0):
         parallel="vmap",
     )
     mean, variance = reference.positions.mean((0, 1)), reference.positions.var((0, 1))
-    draws = minibatched(sghmc(posterior), data, jnp.asarray(mean), 700, seed + 1)
+    draws = minibatched(sghmc(posterior), data, jnp.asarray(mean), 700, seed + 1, thin)
     return ((draws.positions - mean) ** 2).mean((0, 1)) / variance, draws.stats["inflation"].mean()
 
 

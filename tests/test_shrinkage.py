@@ -31,6 +31,10 @@ NETWORKS |= {
 ONCE = {name: n for name, n in NETWORKS.items() if name != "a bond named twice, one left out" and n.bonds}
 
 pytestmark = pytest.mark.usefixtures("x64")
+each_prior = pytest.mark.parametrize(
+    "prior",  # cumulative shrinkage is dear to compile
+    [pytest.param(p, marks=pytest.mark.slow) if p == "cumulative_shrinkage" else p for p in PRIORS],
+)
 
 
 def case(network, seed=0):
@@ -85,7 +89,7 @@ def test_energy_and_count_are_the_part_of_the_density_that_a_scale_enters(name):
         np.testing.assert_allclose(moved - density(tensor, log_scales, VARIANCE), change, rtol=1e-9)
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@each_prior
 def test_scales_have_the_density_of_their_prior(prior):
     law = PRIORS[prior]()
     log_scales = {"r": jnp.asarray([-1.0, 0.5]), "s": jnp.asarray([0.0, 1.0, -2.0])}
@@ -94,7 +98,7 @@ def test_scales_have_the_density_of_their_prior(prior):
     assert log_prior_scales(law, {}) == 0
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@each_prior
 @pytest.mark.parametrize("name", ["cp", "tucker", "tensor_ring"])
 def test_undamped_scales_reach_the_joint_mode_given_the_cores(prior, name):
     """Sweeps of `mode_scales` end where a numerical maximiser, started anywhere, finds no higher density."""
@@ -124,7 +128,7 @@ def test_undamped_scales_reach_the_joint_mode_given_the_cores(prior, name):
     np.testing.assert_allclose(found.fun, reached, rtol=1e-6, atol=1e-4)
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@each_prior
 def test_one_sweep_never_lowers_the_density_and_the_first_bond_is_at_its_mode(prior):
     law, network = PRIORS[prior](), ONCE["block_term"]
     tensor, start = case(network)
@@ -145,7 +149,7 @@ def test_damping_mixes_old_and_new_in_v():
     assert np.abs(v["1"] - v["0"]).min() > 1e-3
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@each_prior
 def test_a_dead_slice_stops_at_the_floor_and_poisons_nothing(prior):
     """Cores all zero: without a floor v = 0, and 0 / 0 in the energy of the next bond."""
     network = ONCE["tucker"]

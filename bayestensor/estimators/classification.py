@@ -57,7 +57,7 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         format: name of the network of W, one of `bayestensor.FORMATS`.
         shape: of one covariate tensor, where X is flat.
         max_rank: largest size of each bond, a number or a mapping bond -> number, or 'auto'.
-        prior: of the scales; `estimators.fitting.default_prior` when None.
+        prior: of the scales, or its name in `bayestensor.PRIORS`; `estimators.fitting.default_prior` when None.
         smooth: covariate modes whose neighbouring indices may resemble each other; see `TensorRegressor`.
         remainder: a Gaussian process on the log odds: 'linear', 'smooth', 'auto' or None; see `TensorRegressor`.
         inference: 'gibbs' (draws) or 'map' (the mode, by expectation maximisation).

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.base import BaseEstimator
 
@@ -15,9 +14,9 @@ from bayestensor.estimators.covariates import autoregressions
 from bayestensor.estimators.fitting import default_prior
 from bayestensor.models.coefficient import Coefficient, Family
 from bayestensor.models.compiled import quick_jit
-from bayestensor.priors.base import ScalePrior
+from bayestensor.priors import ScalePrior, named_prior
 from bayestensor.ranks.select import RANK_THRESHOLD
-from bayestensor.tensor.contract import dense, norm, slice_norms
+from bayestensor.tensor.contract import contract, norm, slice_norms
 from bayestensor.tensor.design import slice_responses, system_shape, unknowns
 from bayestensor.tensor.formats import FORMATS
 from bayestensor.tensor.initialise import core_variance
@@ -28,6 +27,7 @@ INFERENCE = ("gibbs", "map")
 _WIDEST = {"cp": 8}  # largest default rank; of the other formats 5
 _WARM = 2**31  # portions of the warm-up are numbered from here: their keys are their own
 _R_HAT = 1.05  # above this chains have not come together
+_DRAW = "draw"
 _LARGEST_BLOCK = 150  # most bond indices of a core that 'auto' asks for
 _LARGEST_SYSTEM = 1500  # most unknowns or rows, whichever are fewer, of a core's equations that 'auto' asks for
 
@@ -40,7 +40,7 @@ class CoefficientEstimator(BaseEstimator):
         format: str = "cp",
         shape: Any = None,
         max_rank: Any = "auto",
-        prior: ScalePrior | None = None,
+        prior: ScalePrior | str | None = None,
         smooth: Any = "auto",
         remainder: str | None = "auto",
         inference: str = "gibbs",
@@ -120,7 +120,7 @@ def coefficient_model(
     network = coefficient_network(estimator.format, covariates, response, count, estimator.max_rank)
     smooth = smooth_cores(network, estimator.smooth, [len(basis) for basis in bases])
     members: dict[str, Any] = {name: autoregressions(bases[mode]) for name, mode in smooth.items()}
-    prior = estimator.prior or default_prior(network)
+    prior = named_prior(estimator.prior) or default_prior(network)
     return Coefficient(network, prior, core_variance(network, 1.0), tuple(smooth)), {
         name: Family(*parts) for name, parts in members.items()
     }
@@ -184,12 +184,8 @@ def rank_shares(counted: Mapping[str, Array]) -> dict[str, np.ndarray]:
 
 
 def _mean_coefficient(network, cores):
-    def add(total, one):
-        return total + dense(Factored(network, one)), None
-
-    count = len(next(iter(cores.values())))
-    total, _ = jax.lax.scan(add, jnp.zeros(network.shape, jnp.result_type(*cores.values())), cores)
-    return total / count
+    terms = [(cores[core.name], (_DRAW, *core.legs)) for core in network.cores]  # one product for all draws
+    return contract(terms, network.modes) / len(terms[0][0])
 
 
 _mean_coefficient = quick_jit(_mean_coefficient, static_argnums=0)

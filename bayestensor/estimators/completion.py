@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from bayestensor.estimators import inputs
 from bayestensor.estimators.counting import most_frequent_rank
-from bayestensor.estimators.fitting import Plan, closed_form_fit, noise_variance
+from bayestensor.estimators.fitting import Plan, closed_form_fit, default_sweeps, noise_variance
 from bayestensor.estimators.held_out import conformal_quantile, format_scores, held_out, normalised_residuals, part
 from bayestensor.estimators.networks import default_network
 from bayestensor.estimators.prediction import Posterior
@@ -22,7 +22,7 @@ from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import checked_level, rrse
 from bayestensor.models.augment import DISCRETE, LIKELIHOODS
 from bayestensor.models.compiled import closed_form
-from bayestensor.priors.base import ScalePrior
+from bayestensor.priors import ScalePrior, named_prior
 
 _INFERENCE = ("gibbs", "variational", "map")
 
@@ -38,7 +38,7 @@ class TensorCompletion(BaseEstimator):
             that gives a held-out tenth of the entries the highest density (four fits in all).
         max_rank: largest size of each bond, a number or a mapping bond -> number; 'auto' from the shape and the number
             of observations.
-        prior: of the scales; `estimators.fitting.default_prior` when None.
+        prior: of the scales, or its name in `bayestensor.PRIORS`; `estimators.fitting.default_prior` when None.
         smooth: modes whose neighbouring indices may resemble each other; 'auto' lets every mode of size 3 or more,
             because a correlation of 0 is among the values that are learnt; () for none.
         likelihood: 'gaussian'; 'student_t' (4 degrees of freedom: outliers weigh little); 'bernoulli' (values 0 and 1:
@@ -54,7 +54,8 @@ class TensorCompletion(BaseEstimator):
         conformal_by: what is left out: 'random' entries, or whole fibres along a mode (its number).
         inference: 'gibbs' (draws, the only one whose intervals hold the whole posterior), 'variational' (mean field:
             quick, its intervals too narrow), 'map' (no uncertainty but the noise).
-        num_draws, burn_in: Gibbs sweeps that are kept, of all chains together, and of each before that dropped.
+        num_draws, burn_in: Gibbs sweeps that are kept, of all chains together, and of each before that dropped; 'auto'
+            for 100 and 60, in proportion fewer above a million entries in a list (see `fitting.default_sweeps`).
         chains: Gibbs chains, each from a start of its own (fewer where other starts are much worse than the best; all
             from one, found by the spectrum, where the entries are a long list); 'auto' for up to four, where they are
             cheap.
@@ -77,7 +78,7 @@ class TensorCompletion(BaseEstimator):
         self,
         format: str = "cp",
         max_rank: Any = "auto",
-        prior: ScalePrior | None = None,
+        prior: ScalePrior | str | None = None,
         smooth: Any = "auto",
         likelihood: str = "gaussian",
         effects: Any = (),
@@ -85,8 +86,8 @@ class TensorCompletion(BaseEstimator):
         conformal: float = 0.0,
         conformal_by: Any = "random",
         inference: str = "gibbs",
-        num_draws: int = 100,
-        burn_in: int = 60,
+        num_draws: Any = "auto",
+        burn_in: Any = "auto",
         chains: Any = "auto",
         warm_up: int = 60,
         random_state: Any = None,
@@ -139,8 +140,12 @@ class TensorCompletion(BaseEstimator):
         discrete = self.likelihood in DISCRETE
         self.scale_ = 1.0 if discrete else _root_mean_square(given.values)
         network = default_network(self.format_, given.shape, len(given.values), self.max_rank)
-        sizes = self.num_draws, self.burn_in, self.warm_up, self.chains
-        plan = Plan(self.prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects, self.side)
+        draws, burn_in = default_sweeps(given)
+        draws = draws if self.num_draws == "auto" else self.num_draws
+        burn_in = burn_in if self.burn_in == "auto" else self.burn_in
+        sizes = draws, burn_in, self.warm_up, self.chains
+        prior = named_prior(self.prior)
+        plan = Plan(prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects, self.side)
         with closed_form():
             fit = closed_form_fit(network, given, given.values / self.scale_, plan, jax.random.key(seed))
         self._given = given
@@ -251,7 +256,7 @@ class TensorCompletion(BaseEstimator):
             raise ValueError("conformal is for values and counts; intervals of 'bernoulli' are of probabilities")
         for name, least in (("num_draws", 2), ("burn_in", 0), ("warm_up", 1), ("chains", 1)):
             value = getattr(self, name)
-            if name == "chains" and value == "auto":
+            if name != "warm_up" and isinstance(value, str) and value == "auto":
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise ValueError(f"{name} is {value!r}; a whole number of at least {least} is needed")

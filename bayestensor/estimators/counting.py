@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bayestensor.ranks.select import RANK_THRESHOLD, host_slice_norms
+from bayestensor.ranks.select import RANK_THRESHOLD, host_slice_norms, host_spectra
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.normal import is_joint, to_rows
 
@@ -67,8 +67,8 @@ def rank_shares(
 ) -> dict[str, np.ndarray]:
     """Bond -> share of the draws whose rank is 0, 1, 2, ...; a rank counts the slices that stand out.
 
-    Of CP only with what is `apart` from stronger ones: draws share a smooth component out over two or three that point
-    the same way, and those are one.
+    Draws share one slice out over several that point the same way. Of CP a component counts only with what is `apart`
+    from stronger ones; where a bond cuts the network in two, singular values of X across it take the place of norms.
 
     Args:
         network: of the cores.
@@ -78,14 +78,21 @@ def rank_shares(
     counts: dict[str, list[int]] = {bond: [] for bond in network.bonds}
     for k in range(len(next(iter(cores.values())))):
         level = 0.0 if noise is None else float(noise[k])
-        draw = {name: core[k] for name, core in cores.items()}
-        norms, total = host_slice_norms(network, draw)
-        for bond, norm in norms.items():
-            least = _least(network, bond, total, level)
-            if is_joint(network):
-                norm = norm * apart(columns(network, draw), np.where(norm > least, norm, 0))
-            counts[bond].append(int(np.sum(norm > least)))
+        for bond, n in ranks(network, {name: core[k] for name, core in cores.items()}, level).items():
+            counts[bond].append(n)
     return {bond: np.bincount(n, minlength=network.size[bond] + 1) / len(n) for bond, n in counts.items()}
+
+
+def ranks(network: Network, cores: Mapping[str, Any], noise: float = 0.0) -> dict[str, int]:
+    """Bond -> rank of one draw (see `rank_shares`)."""
+    norms, total = host_slice_norms(network, cores)
+    least = {bond: _least(network, bond, total, noise) for bond in norms}
+    spectra = host_spectra(network, cores)
+    norms |= spectra
+    if is_joint(network) and not spectra:
+        ((bond, norm),) = norms.items()
+        norms[bond] = norm * apart(columns(network, cores), np.where(norm > least[bond], norm, 0))
+    return {bond: int(np.sum(norm > least[bond])) for bond, norm in norms.items()}
 
 
 def most_frequent_rank(posterior: dict[str, np.ndarray]) -> Any:

@@ -34,6 +34,7 @@ from bayestensor.typing import Array, Key
 
 _WORTH_A_PROGRAM = 1e7  # multiplications of a sweep that pay for compiling draws without covariances
 _MOST_CHAINS = 4
+_WORTH_ENTRIES = 1e6  # in a list, up to which as many sweeps as for any other
 _WORTH_CHAINS = 2e11  # multiplications that the chains may take together, some twenty seconds
 
 
@@ -165,6 +166,15 @@ def observations(network: Network, given: Observed, values: np.ndarray) -> Obser
 def noise_variance(precision: np.ndarray) -> float:
     """Posterior mean of the noise variance."""
     return float(np.mean(1 / precision))
+
+
+def default_sweeps(given: Observed) -> tuple[int, int]:
+    """(draws, burn-in): 100 and 60, of a list above a million entries that times `10^6 / entries`, at least 16 and 6.
+
+    One sweep of ten million entries takes some eight seconds: these are the most that leave a fit within minutes.
+    """
+    share = 1.0 if given.dense else min(1.0, _WORTH_ENTRIES / len(given.values))
+    return max(16, round(100 * share)), max(6, round(60 * share))
 
 
 def default_chains(network: Network, given: Observed, plan: Plan) -> int:

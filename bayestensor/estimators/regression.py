@@ -59,7 +59,7 @@ class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
         format: name of the network of W, one of `bayestensor.FORMATS`.
         shape: of one covariate tensor, where X is flat.
         max_rank: largest size of each bond, a number or a mapping bond -> number, or 'auto'.
-        prior: of the scales; `estimators.fitting.default_prior` when None.
+        prior: of the scales, or its name in `bayestensor.PRIORS`; `estimators.fitting.default_prior` when None.
         smooth: covariate modes whose neighbouring indices may resemble each other; 'auto' for every one of size 3 or
             more, because a correlation of 0 is among the values that are learnt; () for none.
         remainder: 'linear' (a dense coefficient), 'smooth' (a squared-exponential kernel), None, or 'auto': of the

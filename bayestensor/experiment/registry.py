@@ -50,6 +50,7 @@ PRIORS: dict[str, type[Section]] = {
     "inverse_gamma": sections.InverseGamma,
     "gamma": sections.Gamma,
     "generalised_hyperbolic": sections.GeneralisedHyperbolic,
+    "cumulative_shrinkage": sections.CumulativeShrinkage,
 }
 ENGINES = engines.ENGINES
 OPTIMIZERS = engines.OPTIMIZERS

@@ -207,3 +207,13 @@ class GeneralisedHyperbolic(_Prior):
     shape: Positive = 0.5
     scale: Positive = 0.01
     rate: Positive = 0.1
+
+
+class CumulativeShrinkage(_Prior):
+    """`v ~ inverse-gamma(shape, scale)`, or `spike` times that: the later an index, the likelier."""
+
+    name: Literal["cumulative_shrinkage"]
+    alpha: Positive = 5.0
+    shape: Positive = 2.0
+    scale: Positive = 2.0
+    spike: Annotated[float, Field(gt=0, lt=1)] = 0.05

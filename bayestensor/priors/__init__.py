@@ -1,6 +1,7 @@
 """Shrinkage priors over the squared scales of a bond."""
 
 from bayestensor.priors.base import ScalePrior, conditional
+from bayestensor.priors.cumulative_shrinkage import CumulativeShrinkage
 from bayestensor.priors.gamma import Gamma
 from bayestensor.priors.generalised_hyperbolic import GeneralisedHyperbolic
 from bayestensor.priors.half_cauchy import HalfCauchy
@@ -9,6 +10,7 @@ from bayestensor.priors.log_uniform import LogUniform
 
 __all__ = [
     "PRIORS",
+    "CumulativeShrinkage",
     "Gamma",
     "GeneralisedHyperbolic",
     "HalfCauchy",
@@ -16,6 +18,7 @@ __all__ = [
     "LogUniform",
     "ScalePrior",
     "conditional",
+    "named_prior",
 ]
 
 PRIORS: dict[str, type] = {
@@ -24,4 +27,18 @@ PRIORS: dict[str, type] = {
     "inverse_gamma": InverseGamma,
     "gamma": Gamma,
     "generalised_hyperbolic": GeneralisedHyperbolic,
+    "cumulative_shrinkage": CumulativeShrinkage,
 }
+
+
+def named_prior(prior: ScalePrior | str | None) -> ScalePrior | None:
+    """A prior as it is, or the one of that name in `PRIORS` at its defaults.
+
+    Raises:
+        ValueError: no such name.
+    """
+    if not isinstance(prior, str):
+        return prior
+    if prior not in PRIORS:
+        raise ValueError(f"prior is {prior!r}; a prior, or one of {', '.join(PRIORS)}, is needed")
+    return PRIORS[prior]()

@@ -71,6 +71,39 @@ def host_slice_norms(network: Network, cores: Mapping[str, Any]) -> tuple[dict[s
     return norms, float(np.sqrt(np.maximum(_inner(arrays, network.modes, ()), 0)))
 
 
+def host_spectra(network: Network, cores: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Bond -> singular values of X across it, largest first, for each bond that cuts the network in two.
+
+    With `X = sum_r L_r (x) R_r`, `G_L[r, s] = <L_r, L_s>` and G_R alike, they are the roots of the eigenvalues of
+    `G_L G_R`: the norms of the slices in the gauge in which those are orthogonal. CP and rings have no such bond.
+    """
+    out = {}
+    for bond in network.bonds:
+        sides = _sides(network, bond)
+        if len(sides) == 2:
+            grams = []
+            for side in sides:
+                arrays = [(np.asarray(cores[name], np.float64), network.core[name].legs) for name in side]
+                modes = tuple(leg for _, legs in arrays for leg in legs if leg in network.modes)
+                grams.append(_inner(arrays, modes, (bond, bond + "'")))
+            values, vectors = np.linalg.eigh(grams[0])
+            root = vectors * np.sqrt(np.maximum(values, 0))
+            out[bond] = np.sqrt(np.maximum(np.linalg.eigvalsh(root.T @ grams[1] @ root)[::-1], 0))
+    return out
+
+
+def _sides(network: Network, bond: str) -> list[list[str]]:
+    """Names of the cores that hang together without a bond."""
+    sides: list[tuple[set[str], list[str]]] = []
+    for core in network.cores:
+        legs, names = set(core.legs) - {bond}, [core.name]
+        for other in [side for side in sides if side[0] & legs]:
+            sides.remove(other)
+            legs, names = legs | other[0], other[1] + names
+        sides.append((legs, names))
+    return [names for _, names in sides]
+
+
 def _inner(arrays: list[tuple[np.ndarray, tuple[str, ...]]], shared: tuple[str, ...], output: tuple[str, ...]):
     """The network contracted with a second copy of itself, joined to it at the legs in `shared`."""
     terms = arrays + [(a, tuple(leg if leg in shared else leg + "'" for leg in legs)) for a, legs in arrays]

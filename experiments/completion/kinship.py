@@ -1,14 +1,19 @@
 """Alyawarra kinship, a tenth of all entries held out: Bernoulli completion beside RESCAL at its best rank.
 
-python experiments/completion/kinship.py [--max-rank 20] [--seed 1]
+python experiments/completion/kinship.py [--max-ranks 20 40] [--chains auto] [--seed 1] [--only ours]
+
+Every fit appends its line to kinship.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from pathlib import Path
 
 import numpy as np
+import yaml
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 from bayestensor.data.tensors import load_tensor
@@ -39,29 +44,39 @@ def calibration_error(p: np.ndarray, y: np.ndarray, bins: int = 15) -> float:
     return float(sum(abs(p[place == k].sum() - y[place == k].sum()) for k in range(bins)) / len(p))
 
 
+def ours(holed: np.ndarray, max_rank: int, chains, seed: int) -> tuple[np.ndarray, dict]:
+    """(probabilities, rank and chains)"""
+    settings = {"max_rank": max_rank, "smooth": (), "effects": "auto", "chains": chains, "random_state": seed}
+    model = TensorCompletion(likelihood="bernoulli", **settings).fit(holed)
+    return model.predict(), {"rank": model.rank_, "chains": model.draws_.shape[0]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max-rank", type=int, default=20)
+    parser.add_argument("--max-ranks", nargs="*", type=int, default=[20])
+    parser.add_argument("--chains", type=yaml.safe_load, default="auto")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=["ours", "rescal"])
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("kinship.jsonl"))
     options = parser.parse_args()
     whole = load_tensor("kinship")
     held = np.random.default_rng(options.seed).random(whole.shape) < 0.1
-    truth = whole[held]
-    for rank in (10, 20, 40, 60):
-        found = rescal(np.where(held, 0, whole), rank)[held]
-        print(
-            f"RESCAL {rank}: AUC {roc_auc_score(truth, found):.4f}, PR {average_precision_score(truth, found):.4f}",
-            flush=True,
-        )
-    began = time.process_time()
-    settings = {"max_rank": options.max_rank, "smooth": (), "effects": "auto", "random_state": options.seed}
-    model = TensorCompletion(likelihood="bernoulli", **settings)
-    p = model.fit(np.where(held, np.nan, whole)).predict()[held]
-    print(
-        f"ours: AUC {roc_auc_score(truth, p):.4f}, PR {average_precision_score(truth, p):.4f}, ECE "
-        f"{calibration_error(p, truth):.4f}, log loss {log_loss(truth, p):.4f}, rank {model.rank_}, "
-        f"{time.process_time() - began:.0f} s of processor"
-    )
+    fits = [("rescal", rank) for rank in (10, 20, 40, 60)] + [("ours", rank) for rank in options.max_ranks]
+    for method, rank in fits:
+        if options.only in (None, method):
+            line, spent = {"method": method, "seed": options.seed, "max_rank": rank}, time.process_time()
+            if method == "rescal":
+                scores, truth = rescal(np.where(held, 0, whole), rank)[held], whole[held]
+            else:
+                p, more = ours(np.where(held, np.nan, whole), rank, options.chains, options.seed)
+                scores, truth = p[held], whole[held]
+                line |= more | {"ece": calibration_error(scores, truth), "log_loss": log_loss(truth, scores)}
+            line |= {"auc": roc_auc_score(truth, scores), "precision_recall": average_precision_score(truth, scores)}
+            line |= {"cpu_seconds": round(time.process_time() - spent)}
+            line = {k: round(float(v), 4) if isinstance(v, float) else v for k, v in line.items()}
+            print(json.dumps(line), flush=True)
+            with options.out.open("a") as lines:
+                lines.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ ROWS = (
     "facade:0.9",
 )
 PARTS = {
-    "jasper": np.s_[::2, ::2, ::2],  # 99 bands x 50 x 50 pixels
+    "jasper": np.s_[::4, ::2, ::2],  # 50 bands x 50 x 50 pixels
     "kinetic": np.s_[::2, :, :, ::2],  # 32 measurements x 12 x 10 x 30 times
     "mri": np.s_[::2, ::2],  # 64 x 48 x 24 x 2
     "nyc": np.s_[:, :, :168],  # the first week
