@@ -32,7 +32,7 @@ BATCH = 16
 RATES = {"dense": 2e-3}
 RATE = 6e-3  # of every format
 TEMPERATURE = 0.1
-KEYS = ("width", "epochs", "format", "seed")
+KEYS = ("width", "epochs", "format", "order", "table_rank", "seed")
 
 
 class Blocks(Weights):
@@ -57,7 +57,7 @@ def block_network(out: int, into: int, grid: int, rank: int) -> bt.Network:
 
 def build(width: int, order: int, table_rank: int, format: str, rank: int, rngs: nnx.Rngs) -> nnx.Module:
     """Blocks in the format; embedding, positions and head as products of two thin matrices where it is not dense."""
-    weights = (Blocks if format == "blocks" else Weights)(format, rank, order, rngs)
+    weights = (Blocks if format == "blocks" else Weights)(format, rank, order or None, rngs)
     tables = weights if format == "dense" or not table_rank else Weights("tensor_train", table_rank, 1, rngs)
     embed, positions = tables.embed(65, width), tables.embed(LENGTH, width)
     blocks = [weights.block(width, HEADS, 4 * width) for _ in range(BLOCKS)]
@@ -75,6 +75,12 @@ def bits(fit: bt.Fit, text: np.ndarray) -> float:
     x, y = windows(text)
     log_p = jax.nn.log_softmax(fit.predict(x))
     return float(-np.take_along_axis(np.asarray(log_p), y[..., None], -1).mean()) / math.log(2)
+
+
+def key(format: str, seed: int, options) -> tuple:
+    """What a row is known by, in the order of `KEYS`; a dense one has neither order nor rank."""
+    shape = (None, None) if format == "dense" else (options.order, options.table_rank)
+    return options.width, options.epochs, format, *shape, seed
 
 
 def row(format: str, seed: int, train: np.ndarray, test: np.ndarray, options) -> dict:
@@ -99,8 +105,8 @@ def row(format: str, seed: int, train: np.ndarray, test: np.ndarray, options) ->
         seed=seed,
         callback=lambda line: print(format, seed, line, round(time.process_time() - spent), flush=True),
     )
-    found = {"width": options.width, "format": format, "seed": seed, "rank": rank, "rate": rate}
-    found |= {"epochs": options.epochs, "dense": dense, "parameters": fit.num_parameters}
+    found = dict(zip(KEYS, key(format, seed, options), strict=True)) | {"rank": rank, "rate": rate}
+    found |= {"dense": dense, "parameters": fit.num_parameters}
     found |= {"train_bits": fit.history[-1]["nll"] / LENGTH / math.log(2)}
     found |= {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent}
     return found | {"bits": bits(fit, test)}
@@ -111,7 +117,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=["dense", "tt_matrix"], choices=["dense", "blocks", *FORMATS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--order", type=int, default=2, help="modes a side of every weight")
+    parser.add_argument("--order", type=int, default=2, help="modes a side of every weight; 0: by its widths")
     parser.add_argument("--table-rank", type=int, default=32, help="of embedding, positions and head; 0: as the blocks")
     parser.add_argument("--grid", type=int, default=Blocks.grid, help="blocks a side, of the format blocks")
     parser.add_argument("--epochs", type=int, default=1)
@@ -126,8 +132,8 @@ def main() -> None:
     train, test = text.train, text.test
     if options.validation:
         train, test = np.split(train, [len(train) * 9 // 10])
-    wanted = [(options.width, options.epochs, f, seed) for seed in options.seeds for f in options.formats]
-    for *_, format, seed in missing(options.out, KEYS, wanted, options.validation):
+    wanted = [key(format, seed, options) for seed in options.seeds for format in options.formats]
+    for _, _, format, *_, seed in missing(options.out, KEYS, wanted, options.validation):
         record = row(format, seed, train, test, options)
         print(record, flush=True)
         if not options.validation:
