@@ -15,6 +15,7 @@ from flax import nnx
 from bayestensor.inference.base import map_positions, not_finite_arrays
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
 from bayestensor.inference.train import Trainer, in_pieces
+from bayestensor.models.convnet import REFERENCE, calibrated, normalises
 from bayestensor.models.likelihoods import Categorical, Likelihood
 from bayestensor.models.neural import NeuralModel
 from bayestensor.priors import LogUniform
@@ -32,11 +33,13 @@ class Fit:
         model: the model without arrays.
         position: weights, log scales and the likelihood's parameters.
         history: per epoch: epoch, loss, nll, num_parameters.
+        reference: (training inputs, batch size) that statistics of batch normalisation are computed from; None without.
     """
 
     model: NeuralModel
     position: Position
     history: list[dict[str, float]] = field(default_factory=list, repr=False)
+    reference: tuple[Array, int] | None = field(default=None, repr=False)
 
     @property
     def ranks(self) -> dict[str, dict[str, int]]:
@@ -51,13 +54,13 @@ class Fit:
     @property
     def module(self) -> nnx.Module:
         """The Flax model with these weights, to call or to save."""
-        return self.model.module(self.position)
+        module = self.model.module(self.position)
+        return module if self.reference is None else calibrated(module, *self.reference)
 
     def predict(self, x: Array) -> Array:
         """The model's outputs (logits, means) for inputs (n, features)."""
-        return jax.jit(lambda position, x: in_pieces(lambda piece: self.model.apply(position, piece), x))(
-            self.position, jnp.asarray(x)
-        )
+        graphdef, state = nnx.split(self.module)
+        return jax.jit(lambda state, x: in_pieces(nnx.merge(graphdef, state), x))(state, jnp.asarray(x))
 
     def prune(self, rule: Rule | None = None) -> Fit:
         """The model without the slices that a rule drops (default: `norm_lost(1e-2)`), physically smaller."""
@@ -143,7 +146,8 @@ def fit_map(
         if callback:
             callback(history[-1])
         carry = trainer.new_epoch(carry.state)
-    return Fit(neural, carry.state.position, history)
+    reference = (x[: min(REFERENCE, steps) * batch_size], batch_size) if normalises(model) else None
+    return Fit(neural, carry.state.position, history, reference)
 
 
 def _cut(model: NeuralModel, state: Any, position: Position, rule: Rule, max_params: int | None = None) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import bayestensor as bt
 from bayestensor.compression.report import count
 from bayestensor.models.convnet import calibrated, resnet
 from bayestensor.models.likelihoods import Categorical
@@ -70,3 +71,10 @@ def test_a_resnet_is_a_posterior_without_hidden_states():
 def test_other_depths_are_refused():
     with pytest.raises(ValueError, match="depth is 21; it is 6 n"):
         resnet(21, rngs=nnx.Rngs(0))
+
+
+def test_a_fit_predicts_each_input_alike_whatever_comes_with_it():
+    model = resnet(8, format="dense", in_shape=(8, 8, 3), rngs=nnx.Rngs(0))
+    fit = bt.fit_map(model, X.reshape(20, -1), np.arange(20) % 10, epochs=1, batch_size=10, ramp_epochs=0)
+    together = fit.predict(X.reshape(20, -1))
+    np.testing.assert_allclose(fit.predict(X[:3].reshape(3, -1)), together[:3], rtol=1e-3, atol=1e-4)

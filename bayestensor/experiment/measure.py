@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from bayestensor.experiment.model_file import average_spec, layer_spec
 from bayestensor.inference.train import in_pieces
-from bayestensor.models.convnet import ConvNet, calibrated, normalises
+from bayestensor.models.convnet import REFERENCE, ConvNet, calibrated, normalises
 from bayestensor.nn.conv import conv_flops
 from bayestensor.tensor.plan import matvec_flops
 from bayestensor.typing import Array, Position
@@ -20,8 +20,6 @@ from bayestensor.typing import Array, Position
 if TYPE_CHECKING:
     from bayestensor.models.neural import NeuralModel
     from bayestensor.models.stage import Stage
-
-REFERENCE = 16  # batches of training inputs that statistics of batch normalisation are computed from
 
 
 class Reference(NamedTuple):

@@ -19,6 +19,8 @@ from bayestensor.tensor.network import Network
 from bayestensor.tensor.sized import conv_network
 from bayestensor.typing import Array, Float
 
+REFERENCE = 16  # batches of training inputs that statistics of batch normalisation are computed from
+
 
 class ConvNet(nnx.Module):
     """What each `Stage` says, then the mean over squares, then an `MLP`.
