@@ -48,7 +48,7 @@ _TRIAL = 50  # draws of the low rank alone by which it is compared
 _OTHER = 2**29  # portions of these are numbered from here
 
 
-class TensorRegressor(RegressorMixin, GaussianPredictive, CoefficientEstimator):
+class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
     """`y = intercept + <X, W> + remainder(X) + noise`: W a low-rank tensor whose rank, scale and smoothness are learnt.
 
     X holds one covariate tensor a datum, as (n, *shape) or flat as (n, p) with `shape`; y is (n,), (n, k) or a tensor
