@@ -15,7 +15,7 @@ from flax import nnx
 from bayestensor.inference.base import map_positions, not_finite_arrays
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
 from bayestensor.inference.train import Trainer, in_pieces
-from bayestensor.models.convnet import REFERENCE, calibrated, normalises
+from bayestensor.models.convnet import Reference, calibrated
 from bayestensor.models.likelihoods import Categorical, Likelihood
 from bayestensor.models.neural import NeuralModel
 from bayestensor.priors import LogUniform
@@ -33,13 +33,13 @@ class Fit:
         model: the model without arrays.
         position: weights, log scales and the likelihood's parameters.
         history: per epoch: epoch, loss, nll, num_parameters.
-        reference: (training inputs, batch size) that statistics of batch normalisation are computed from; None without.
+        reference: training inputs that statistics of batch normalisation are computed from; None without.
     """
 
     model: NeuralModel
     position: Position
     history: list[dict[str, float]] = field(default_factory=list, repr=False)
-    reference: tuple[Array, int] | None = field(default=None, repr=False)
+    reference: Reference | None = field(default=None, repr=False)
 
     @property
     def ranks(self) -> dict[str, dict[str, int]]:
@@ -146,8 +146,7 @@ def fit_map(
         if callback:
             callback(history[-1])
         carry = trainer.new_epoch(carry.state)
-    reference = (x[: min(REFERENCE, steps) * batch_size], batch_size) if normalises(model) else None
-    return Fit(neural, carry.state.position, history, reference)
+    return Fit(neural, carry.state.position, history, Reference.of(model, x, batch_size))
 
 
 def _cut(model: NeuralModel, state: Any, position: Position, rule: Rule, max_params: int | None = None) -> Any:

@@ -53,21 +53,14 @@ def _shape_problems(config: Config) -> list[str]:
     try:
         plan = blueprint(config)
     except ValueError as error:
-        message = str(error)
-        return [
-            f"model.{'depth' if 'depth' in message else 'average' if 'average' in message else 'channels'}: {message}"
-        ]
+        key = "depth" if model.name == "resnet" else "average" if "average" in str(error) else "channels"
+        return [f"model.{key}: {error}"]
     if plan.stages and config.prune.max_flops is not None:
         return [f"prune.max_flops: counted for linear layers alone; for {model.name} take prune.max_params"]
     if any(stage.norm for stage in plan.stages) and config.prune.max_ms is not None:
         return ["prune.max_ms: not measured with batch normalisation, whose statistics are computed anew; leave it out"]
     shapes = getattr(model, "shapes", None)
     return [] if shapes is None else _modes_problems(model, shapes, plan)
-
-
-def _size_key(model: Any) -> str:
-    """The key that decides how small images get."""
-    return "depth" if model.name == "resnet" else "channels"
 
 
 def _modes_problems(model: Any, shapes: Sequence, plan: Blueprint) -> list[str]:

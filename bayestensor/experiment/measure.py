@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from bayestensor.experiment.model_file import average_spec, layer_spec
 from bayestensor.inference.train import in_pieces
-from bayestensor.models.convnet import REFERENCE, ConvNet, calibrated, normalises
+from bayestensor.models.convnet import ConvNet, Reference, calibrated
 from bayestensor.nn.conv import conv_flops
 from bayestensor.tensor.plan import matvec_flops
 from bayestensor.typing import Array, Position
@@ -22,18 +22,10 @@ if TYPE_CHECKING:
     from bayestensor.models.stage import Stage
 
 
-class Reference(NamedTuple):
-    """Training inputs, scaled, that statistics of batch normalisation are computed from, and in what batches."""
-
-    x: Array
-    batch_size: int
-
-
 def reference(model: NeuralModel, x: Array, scale: Callable[[Array], Array], batch_size: int) -> Reference | None:
-    """The first `REFERENCE` batches of raw training inputs; None for a model without batch normalisation."""
-    if not normalises(model.module(model.initial_position())):
-        return None
-    return Reference(jax.jit(scale)(x[: min(REFERENCE, len(x) // batch_size) * batch_size]), batch_size)
+    """The scaled inputs, of raw training inputs, that statistics of batch normalisation come from; None without any."""
+    found = Reference.of(model.module(model.initial_position()), x, batch_size)
+    return None if found is None else found._replace(x=jax.jit(scale)(found.x))
 
 
 def fixed(model: NeuralModel, position: Position, at: Reference | None) -> nnx.Module:

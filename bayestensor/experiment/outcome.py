@@ -18,6 +18,7 @@ from bayestensor.experiment.tally import Tally
 from bayestensor.inference import checkpoint
 from bayestensor.inference.diagnostics import diagnose
 from bayestensor.inference.draws import Draws, Pieces, piece_path
+from bayestensor.models.convnet import Reference
 from bayestensor.models.neural import NeuralModel
 from bayestensor.ranks.mass import MassSelection, prune_pieces, select_by_mass
 from bayestensor.tensor.surgery import pad
@@ -112,7 +113,7 @@ def _verdict(context: Context, stats: dict[str, np.ndarray], tally: Tally) -> di
 
 
 def mixture_file(
-    model: NeuralModel, pieces: Iterable[Draws], members: int, at: measure.Reference | None
+    model: NeuralModel, pieces: Iterable[Draws], members: int, at: Reference | None
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
     """The layers of a model file and its arrays, one of `members` draws in front: see `model_file`."""
     layers: list[dict] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from bayestensor.tensor.network import Network
 from bayestensor.tensor.sized import conv_network
 from bayestensor.typing import Array, Float
 
-REFERENCE = 16  # batches of training inputs that statistics of batch normalisation are computed from
+_REFERENCE = 16  # batches of training inputs that statistics of batch normalisation are computed from
 
 
 class ConvNet(nnx.Module):
@@ -184,6 +184,20 @@ def resnet(
 def normalises(model: nnx.Module) -> bool:
     """Whether a model has batch normalisation."""
     return bool(_norms(model))
+
+
+class Reference(NamedTuple):
+    """Training inputs that statistics of batch normalisation are computed from, and in what batches."""
+
+    x: Array
+    batch_size: int
+
+    @classmethod
+    def of(cls, model: nnx.Module, x: Array, batch_size: int) -> Reference | None:
+        """The first sixteen batches; None for a model without batch normalisation."""
+        if not normalises(model):
+            return None
+        return cls(x[: min(_REFERENCE, len(x) // batch_size) * batch_size], batch_size)
 
 
 def calibrated(model: nnx.Module, x: Float[Array, "n *shape"], batch_size: int = 128) -> nnx.Module:
