@@ -128,7 +128,7 @@ def fit_map(
         after_step=lambda position: neural.clip_scales(position, scale_floor),
     )
     trainer = Trainer(engine, x, y, batch_size, lambda key, raw: raw, jax.random.key(seed))
-    carry, history = trainer.start(lambda _: neural.initial_position(), jax.random.key(seed)), []
+    carry, history = trainer.start(lambda _: neural.started(neural.initial_position()), jax.random.key(seed)), []
     for epoch in range(epochs):
         carry = trainer.advance(carry, epoch, 0, steps)
         if (failed := int(carry.state.failed_at)) >= 0:
