@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from bayestensor.models.scale_moves import exchange_levels
 from bayestensor.priors.base import ScalePrior, conditional
-from bayestensor.priors.log_gamma import draw_log_gamma
+from bayestensor.priors.log_gamma import GammaNumbers, gamma_numbers, log_gamma
 from bayestensor.tensor.contract import bond_energy, contract
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.normal import split_legs
@@ -79,7 +79,13 @@ def prior_precision(network: Network, name: str, scales: Mapping[str, Array], va
 
 def pick_precision(key: Key[Array, ""], count: Array, residual: Array, draw: float | Array) -> Float[Array, ""]:
     """Of the noise: Gamma(count / 2, residual / 2) drawn, or `count / residual`."""
+    shape = 0.5 * count
+    return precision_of(gamma_numbers(key, shape.shape, shape.dtype), count, residual, draw)
+
+
+def precision_of(numbers: GammaNumbers, count: Array, residual: Array, draw: float | Array) -> Float[Array, ""]:
+    """`pick_precision` of random numbers that were drawn before."""
     shape = 0.5 * count + _SHAPE
     best = shape / (0.5 * residual + _RATE)
-    drawn = jnp.exp(draw_log_gamma(key, shape) - jnp.log(shape)) * best
+    drawn = jnp.exp(log_gamma(numbers, shape) - jnp.log(shape)) * best
     return jnp.minimum(jnp.where(draw > 0, drawn, best), HIGHEST_PRECISION)
