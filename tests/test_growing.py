@@ -12,6 +12,7 @@ from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.fitting import default_sweeps
 from bayestensor.estimators.growing import grow, leading, with_component
 from bayestensor.estimators.inputs import Observed, read
+from bayestensor.estimators.networks import default_network
 from bayestensor.estimators.spectral import compressed
 from bayestensor.estimators.starting import repeated, settle
 from bayestensor.models.compiled import quick_jit
@@ -141,3 +142,7 @@ def test_a_long_list_starts_from_its_spectrum_and_finds_the_rank(monkeypatch):
 def test_lists_above_a_million_entries_get_fewer_sweeps(entries, sweeps):
     values = np.broadcast_to(0.0, entries)
     assert default_sweeps(Observed((10**4, 10**4, 10**3), values, values)) == sweeps
+
+
+def test_a_ring_of_default_ranks_is_closed():
+    assert default_network("tensor_ring", (9, 8, 7), 504, "auto").ranks == {"b0": 4, "b1": 4, "b2": 4}  # 24 r^2 <= 504
