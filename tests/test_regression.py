@@ -44,7 +44,7 @@ def _weighted_data(seed, n, cols):
     return rng.normal(size=(n, *ROWS)), rng.uniform(0.5, 2, (n, *cols)), rng.normal(size=(n, *cols))
 
 
-SLOW = ("block_term", "hierarchical_tucker", "tensor_ring")  # three seconds of compilation each
+SLOW = ("block_term", "hierarchical_tucker", "tensor_ring", "svd")  # three seconds of compilation each
 
 
 @pytest.mark.parametrize("format", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in sorted(FORMATS)])

@@ -23,7 +23,7 @@ import numpy as np
 from bayestensor.models import side
 from bayestensor.models.augment import DISCRETE, augmented, dispersion
 from bayestensor.models.compiled import quick_jit
-from bayestensor.models.conditionals import pick_precision, pick_scales, prior_precision
+from bayestensor.models.conditionals import pick_levels, pick_precision, pick_scales, prior_precision
 from bayestensor.models.effects import Effects, spread_out, taken_off, update
 from bayestensor.models.effects import start as no_effects
 from bayestensor.models.rows import chain_posterior, innovations, pick_correlations, row_posterior
@@ -186,7 +186,18 @@ class Conjugate:
         scales = pick_scales(scale_key, self.network, self.prior, self.variance, state.scales, roots, draw)
         sides = self._maps(side_keys[1], swept.cores, scales, strengths, draw) if self.sides else {}
         precision = jnp.where(hold, state.precision, precision)
-        return State(swept.cores, swept.covariances, scales, correlations, precision, effects, sides)
+        new = State(swept.cores, swept.covariances, scales, correlations, precision, effects, sides)
+        return self._levelled(jax.random.fold_in(scale_key, len(scales)), new, draw) if len(scales) > 1 else new
+
+    def _levelled(self, key, state: State, draw) -> State:
+        """The same tensor with a factor moved from bond to bond (see `pick_levels`)."""
+        scales, by = pick_levels(key, self.network, self.prior, state.scales, draw)
+        return state._replace(
+            cores={name: core * by[name] for name, core in state.cores.items()},
+            covariances={name: spread * by[name] ** 2 for name, spread in state.covariances.items()},
+            sides={name: own._replace(map=own.map * by[name]) for name, own in state.sides.items()},
+            scales=scales,
+        )
 
     def _effects(self, hidden_key, effect_key, state: State, data: Observations, draw) -> tuple[Effects, Observations]:
         """Constant and offsets given the cores, and what they and the hidden variables leave for the network."""
