@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
@@ -147,7 +146,7 @@ class TensorCompletion(BaseEstimator):
         prior = named_prior(self.prior)
         plan = Plan(prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects, self.side)
         with closed_form():
-            fit = closed_form_fit(network, given, given.values / self.scale_, plan, jax.random.key(seed))
+            fit = closed_form_fit(network, given, given.values / self.scale_, plan, np.random.default_rng(seed))
         self._given = given
         self.network_ = fit.network
         self.draws_ = Draws({"cores": fit.cores, "effects": fit.effects}, {"precision": fit.precision})

@@ -34,11 +34,11 @@ class Effects(NamedTuple):
 
 def start(names: tuple[str, ...], sizes: Mapping[str, int], constant: float, dtype) -> Effects:
     """The constant alone; no effects at all where there are no names."""
-    values = {name: jnp.zeros(sizes[name], dtype) for name in names if name != CONSTANT}
+    values = {name: np.zeros(sizes[name], dtype) for name in names if name != CONSTANT}
     if CONSTANT in names:
-        values[CONSTANT] = jnp.asarray(constant, dtype)
-    scales = {name: jnp.full((), 0.1, dtype) for name in names if name != CONSTANT}
-    return Effects(values, {name: jnp.zeros_like(a) for name, a in values.items()}, scales)
+        values[CONSTANT] = np.asarray(constant, dtype)
+    scales = {name: np.full((), 0.1, dtype) for name in names if name != CONSTANT}
+    return Effects(values, {name: np.zeros_like(a) for name, a in values.items()}, scales)
 
 
 def spread_out(values: Mapping[str, Array], data: Observations, modes: tuple[str, ...], like: Array) -> Array:

@@ -67,7 +67,7 @@ class Side(NamedTuple):
 
 def start(features: Features, p: int, dtype) -> Side:
     """No map yet, and a strength by which it would add as much variance as the rows have of their own."""
-    return Side(jnp.zeros((len(features.squares), p), dtype), jnp.asarray(len(features.squares), dtype))
+    return Side(np.zeros((len(features.squares), p), dtype), np.asarray(len(features.squares), dtype))
 
 
 def mean(features: Features, side: Side) -> Float[Array, "q p"]:

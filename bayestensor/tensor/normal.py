@@ -106,7 +106,7 @@ class Entries:
 
     def spread(self, row: Array, mode: int) -> Array:
         """A number for each index of a mode, at the observations."""
-        return row[self.coords[:, mode]]
+        return jnp.asarray(row)[self.coords[:, mode]]
 
 
 Observations: TypeAlias = Grid | Entries
@@ -228,15 +228,18 @@ def _tables(network, cores, others, covariances) -> tuple[dict[str, Array], dict
     """Of CP: mode leg -> rows of its core, and mode leg -> the upper halves of their second moments."""
     legs = {split_legs(network, c)[0][0]: c.name for c in others}
     rows = {leg: to_rows(network, name, cores[name]) for leg, name in legs.items()}
-    upper = np.triu_indices(next(iter(rows.values())).shape[1])
-    return rows, {leg: _second(network, cores, name, covariances)[:, *upper] for leg, name in legs.items()}
+    one, other = np.triu_indices(next(iter(rows.values())).shape[1])
+    halves = {leg: row[:, one] * row[:, other] for leg, row in rows.items()}
+    if covariances is not None:
+        halves = {leg: half + covariances[legs[leg]][:, one, other] for leg, half in halves.items()}
+    return rows, halves
 
 
 def _symmetric(half: Float[Array, "q pairs"], p: int) -> Float[Array, "q p p"]:
     """Matrices from their upper halves."""
-    upper = np.triu_indices(p)
-    gram = jnp.zeros((len(half), p, p), half.dtype)
-    return gram.at[:, *upper].set(half).at[:, *upper[::-1]].set(half)
+    place = np.zeros((p, p), np.int32)
+    place[np.triu_indices(p)] = np.arange(half.shape[1])
+    return half[:, np.maximum(place, place.T).reshape(-1)].reshape(-1, p, p)
 
 
 def expected_square(
