@@ -202,6 +202,20 @@ def test_steps_that_are_not_finite_are_undone_and_counted(name):
         assert (np.asarray(info.nonfinite) == 1).all()
 
 
+@pytest.mark.parametrize(("name", "first"), [("sghmc", 4), ("svgd", 8)])
+def test_conditional_draws_wait_for_the_data(name, first):
+    """A slice that does not fit yet would be drawn dead: the first draw comes at step `first` of 8 of burn-in."""
+    out = lambda key, at: jax.tree.map(lambda x: x + 1e3, at)  # noqa: E731
+    far = Posterior(log_prior, log_likelihood, NUM, conditional_update=out)
+    engine = {"sghmc": sghmc, "svgd": svgd}[name](far, burn_in=8, conditional_every=2)
+    state = engine.init(jax.random.key(0), POINT if name == "sghmc" else stack(POINT))
+    moved = []
+    for t in range(first + 1):
+        state, _ = jax.jit(engine.step)(jax.random.key(t), state, DATA)
+        moved.append(float(jnp.abs(engine.position(state)["bias"]).max()) > 500)
+    assert moved == [False] * first + [True]
+
+
 BAD = {
     "sghmc step": (lambda: sghmc(REGRESSION, step_size=0.0), "step_size = 0.0; a positive number"),
     "sghmc share": (lambda: sghmc(REGRESSION, noise_share=1.5), "noise_share = 1.5"),

@@ -1,8 +1,6 @@
 """SGHMC on small tensor posteriors: against NUTS, and from chains started with a slice dead and with it live.
 
-CP, 5 x 5 x 5, noise known, three slices where the data have two: P(third alive) is 0.37. One chain in twenty has not
-come in from its prior draw when burn-in ends, and does so slowly (experiments/small_posteriors, "Limits"); laws about
-the others say how such a chain is kept from deciding.
+CP, 5 x 5 x 5, noise known, three slices where the data have two: P(third alive) is 0.37.
 """
 
 from __future__ import annotations
@@ -29,10 +27,10 @@ def subject():
     return small.problem("cp")
 
 
-def run(posterior, starts, seed, **settings):
+def run(posterior, starts, seed, draws=500, **settings):
     engine = sghmc(posterior, step_size=0.1, friction=0.1, burn_in=2000, precondition="leaf", **settings)
     data = subject().data
-    keep = {"draws": 500, "thin": 20, "burn_in": 2000, "chunk": 500, "parallel": "vmap"}
+    keep = {"draws": draws, "thin": 20, "burn_in": 2000, "chunk": 500, "parallel": "vmap"}
     return subject().functionals(sample(engine, jax.random.key(seed), starts, data, **keep)[0])
 
 
@@ -49,11 +47,7 @@ def both_starts(update):
 
 
 def agree(dead, live):
-    """Whether the two means differ by less than 0.1, three standard errors of the difference at most.
-
-    Without the highest and the lowest chain of each eight, for one that has not come in from its prior draw.
-    """
-    dead, live = (np.sort(shares)[1:-1] for shares in (dead, live))
+    """Whether the two means differ by less than 0.1, three standard errors of the difference at most."""
     error = np.sqrt((dead.var(ddof=1) + live.var(ddof=1)) / len(dead))
     return error < 0.033 and abs(dead.mean() - live.mean()) < 3 * error + 1e-9
 
@@ -72,9 +66,9 @@ def test_scales_that_move_by_gradient_or_given_the_cores_only_are_rejected(updat
 
 
 def test_cp_posterior_is_that_of_nuts():
-    """NUTS with R-hat below 1.01. Standard errors: mean 0.02 sd, sd ratio 0.015, P(rank) 0.012: a mean off by 0.15 sd,
-    an sd by 15 % or a rank by 0.13 fails with probability above 0.99. Two of 16 chains may have come in late from
-    their prior draws: those whose mean log density is low by 2, five standard errors, do not count."""
+    """NUTS with R-hat below 1.01. Largest of 125 entries over four seeds: mean off by 0.041 sd, sd ratio 0.94 to
+    1.02, rank by 0.006: a mean off by 0.15 sd, an sd by 20 % or a rank by 0.13 fails with probability above 0.99. So does one chain of 16 that stays in a mode of
+    too few slices, as one did on this seed while draws of v began with the first step."""
     reference, _ = sample(
         nuts(subject().moved.posterior, burn_in=1000, max_doublings=8, target_acceptance=0.9),
         jax.random.key(2),
@@ -86,10 +80,8 @@ def test_cp_posterior_is_that_of_nuts():
     )
     reference = subject().functionals(reference)
     assert max(diagnose(reference).rhat.values()) < 1.01
-    got = run(subject().moved.posterior, subject().starts(jax.random.key(4), 16), 3, conditional_every=5)
-    late = got["log density"].mean(1) < reference["log density"].mean() - 2
-    assert late.sum() <= 2
-    figures = small.compared({name: values[~late] for name, values in got.items()}, reference)
+    got = run(subject().moved.posterior, subject().starts(jax.random.key(4), 16), 3, 1200, conditional_every=5)
+    figures = small.compared(got, reference)
     assert figures["mean"] < 0.1
     assert 0.9 < figures["least sd"] <= figures["largest sd"] < 1.1
     assert figures["ranks"] < 0.1

@@ -123,7 +123,9 @@ def sghmc(
         noise_share: largest share of the random force that batches may supply.
         measure_every: steps between two measurements of the noise; every step of burn-in takes one.
         centre: control variate (`gradient.centre_at`): two gradients a step, little noise near the centre.
-        conditional_every: steps between draws by `posterior.conditional_update`; None: never.
+        conditional_every: steps between draws by `posterior.conditional_update`, from the second half of burn-in on;
+            None: never. Earlier a slice that does not fit yet would be drawn dead, and a chain far out then waits long
+            in a mode of too few slices.
 
     Raises:
         ValueError: an improper prior, a setting out of range, or conditional draws that the posterior cannot give.
@@ -157,7 +159,8 @@ def sghmc(
         scale, curvature, noise = adapt(state, now, due)
         middle = _kick(momentum, now.gradient, scale, h / 2)
         if conditional_every is not None:
-            position, now = redraw(state.step % conditional_every == 0, update_key, position, batch, now)
+            drawn = (state.step % conditional_every == 0) & (state.step >= burn_in // 2)
+            position, now = redraw(drawn, update_key, position, batch, now)
         moved = State(
             position=position,
             momentum=_kick(middle, now.gradient, scale, h_next / 2),
