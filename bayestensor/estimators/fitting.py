@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,9 @@ from bayestensor.tensor.normal import Entries, Grid, Observations, from_rows, to
 
 _WORTH_A_PROGRAM = 1e7  # multiplications of a sweep that pay for compiling draws without covariances
 _MOST_CHAINS = 4
+_DRIFT = (
+    0.02  # of the noise precision in ten sweeps, beside what chance does, at which a chain is taken to have arrived
+)
 _WORTH_ENTRIES = 1e6  # in a list, up to which as many sweeps as for any other
 _WORTH_CHAINS = 2e11  # multiplications that the chains may take together, some twenty seconds
 
@@ -50,6 +54,7 @@ class Plan:
     likelihood: str = "gaussian"
     effects: Any = ()
     side: Any = None
+    early: bool = False  # whether burning in may end before `burn_in` sweeps
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,15 +180,27 @@ def default_chains(network: Network, given: Observed, plan: Plan) -> int:
 
 
 def _draws(model: Conjugate, state: State, data: Observations, given: Observed, plan: Plan, count: int, rng) -> State:
-    """Burn in and draw: `count` states without covariances."""
-    hold, traces = np.full(PORTION, model.discrete), []
+    """Burn in and draw: `count` states without covariances.
+
+    Burning in ends early, where the plan allows it, once the noise precision's mean over a portion is that over the
+    portion before: chains start at a mode, and some of them are there.
+    """
+    hold, traces, burn_in, before = np.full(PORTION, model.discrete), [], plan.burn_in, 0.0
     data = refreshed(model, state, data)  # and never while drawing
     if isinstance(data, Entries) and work(model.network, given) > _WORTH_A_PROGRAM:
         state = state._replace(covariances={})
-    for chance in portions(model, data, rng, plan.burn_in + count, draw=True):
+    early = plan.early and not model.discrete
+    moves = _DRIFT + math.sqrt(2 / len(given.values))
+    for done, chance in enumerate(portions(model, data, rng, plan.burn_in + count, draw=True), start=1):
         state, trace = sweeps(model, chance, state, data, GIBBS, hold)
         traces.append(jax.tree.map(np.asarray, trace))
-    return jax.tree.map(lambda *a: np.concatenate(a)[plan.burn_in :][:count], *traces)
+        mean = float(traces[-1].precision.mean())
+        if early and before and abs(math.log(mean / before)) < moves:
+            burn_in, early = min(burn_in, done * PORTION), False
+        before = mean
+        if done * PORTION >= burn_in + count:
+            break
+    return jax.tree.map(lambda *a: np.concatenate(a)[burn_in:][:count], *traces)
 
 
 def _from_mean_field(state: State, n: int, rng: np.random.Generator, model: Conjugate) -> State:

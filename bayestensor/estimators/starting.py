@@ -26,6 +26,7 @@ _NO_WORSE = 0.25  # share of the observations by which a chain's start may score
 _SETTLED = 1.05  # growth of the noise precision in one call below which the warm-up has arrived
 _FLAT = 0.999  # and no fall below this: where the prior has its way with the last dead slices, noise rises by a hair
 _NEARLY_EXACT = 1e5  # noise precision, 50 dB, above which split components are looked for
+_HOPELESS = 0.9  # share of the noise precision that a trial with components merged must have after ten sweeps
 _ALIKE = 0.2  # product of the cosines above which two components are tried as one; of random ones it is below 0.1
 _SWEEPS_LEFT = 200  # near enough: to settle, to burn in and to draw
 _WORTH_A_CUT = 2e10  # multiplications saved that pay for compiling the smaller shape
@@ -49,7 +50,10 @@ def best_starts(
         state = _random_state(model, own, first, constant)
         for part, chance in enumerate(portions(model, data, own, sweeps_each)):
             hold = np.full(PORTION, model.discrete) | (np.arange(PORTION) < _HELD - part * PORTION)
+            before = float(state.precision)
             state, _ = sweeps(model, chance, state, refreshed(model, state, data), how, hold)
+            if part > 1 and not model.discrete and _arrived(before, state):
+                break
         found.append((0.0 if model.discrete else score(model, state, count), state))
     found.sort(key=lambda one: one[0])
     best, state = found[0]
@@ -93,7 +97,8 @@ def settled(
     state = settle(model, state, data, sweeps_each, how, rng)
     count = len(given.values)
     while (fewer := _merged(model, state, count)) is not None:
-        trial = settle(model, fewer, data, sweeps_each, how, rng)
+        least = 0.0 if float(state.precision) > _NEARLY_EXACT else _HOPELESS * float(state.precision)
+        trial = settle(model, fewer, data, sweeps_each, how, rng, least)
         if score(model, trial, count) >= score(model, state, count):
             break
         state = trial
@@ -129,15 +134,22 @@ def _component_rows(model: Conjugate, state: State) -> dict[str, np.ndarray]:
     return {name: np.asarray(to_rows(model.network, name, core)) for name, core in state.cores.items()}
 
 
-def settle(model: Conjugate, state: State, data: Observations, sweeps_each: int, how: How, rng) -> State:
-    """Sweeps until the noise no longer falls."""
+def settle(
+    model: Conjugate, state: State, data: Observations, sweeps_each: int, how: How, rng, least: float = 0.0
+) -> State:
+    """Sweeps until the noise no longer falls, or its precision has not come to `least` in one portion of them."""
     still = np.full(PORTION, model.discrete)
     for chance in portions(model, data, rng, 2 * sweeps_each):
         before = float(state.precision)
         state, _ = sweeps(model, chance, state, refreshed(model, state, data), how, still)
-        if _FLAT * before <= float(state.precision) < _SETTLED * before:
+        if float(state.precision) < least or _arrived(before, state):
             break
     return state
+
+
+def _arrived(before: float, state: State) -> bool:
+    """Whether the noise precision has hardly moved in a portion."""
+    return _FLAT * before <= float(state.precision) < _SETTLED * before
 
 
 def score(model: Conjugate, state: State, count: int) -> float:
