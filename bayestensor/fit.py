@@ -15,7 +15,7 @@ from flax import nnx
 from bayestensor.inference.base import map_positions, not_finite_arrays
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
 from bayestensor.inference.train import Trainer, in_pieces
-from bayestensor.models.convnet import Reference, calibrated
+from bayestensor.models.convnet import Reference, calibrated, uncalibrated
 from bayestensor.models.likelihoods import Categorical, Likelihood
 from bayestensor.models.neural import NeuralModel
 from bayestensor.priors import LogUniform
@@ -118,6 +118,7 @@ def fit_map(
         raise ValueError(f"max_params is {max_params} without prune_epochs; the budget is met at the last of those")
     if epochs < 1 or any(not 1 <= epoch <= epochs for epoch in prune_epochs):
         raise ValueError(f"epochs is {epochs} and prune_epochs {tuple(prune_epochs)}; cuts fall in epochs 1 to epochs")
+    model = uncalibrated(model)
     neural = NeuralModel(model, prior or LogUniform(), likelihood or Categorical())
     steps = len(x) // batch_size
     posterior = neural.posterior(len(x))
@@ -128,7 +129,7 @@ def fit_map(
         after_step=lambda position: neural.clip_scales(position, scale_floor),
     )
     trainer = Trainer(engine, x, y, batch_size, lambda key, raw: raw, jax.random.key(seed))
-    carry, history = trainer.start(lambda _: neural.initial_position(), jax.random.key(seed)), []
+    carry, history = trainer.start(lambda _: neural.started(neural.initial_position()), jax.random.key(seed)), []
     for epoch in range(epochs):
         carry = trainer.advance(carry, epoch, 0, steps)
         if (failed := int(carry.state.failed_at)) >= 0:

@@ -125,6 +125,13 @@ def hierarchical_loop(network, cores):
     return subtree(0, order)[..., 0].transpose([leaves.index(leg) for leg in network.modes])
 
 
+def svd_loop(network, cores):
+    out = np.zeros(network.shape)
+    for r in range(network.size["rank"]):
+        out += cores["s"][r] * np.multiply.outer(cores["u"][..., r], cores["v"][..., r])
+    return out
+
+
 def any_loop(network, cores):
     """Every assignment of a value to every leg, one product of core entries each."""
     legs = tuple(network.size)
@@ -146,6 +153,7 @@ LOOPS = {
     "tensor_ring": ring_loop,
     "block_term": block_term_loop,
     "hierarchical_tucker": hierarchical_loop,
+    "svd": svd_loop,
 }
 
 # --- shapes ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import scipy.stats
 from scipy.special import expit
 
 from bayestensor.estimators import TensorClassifier
-from bayestensor.models.augment import polya_gamma
+from bayestensor.models.augment import polya_gamma, polya_gamma_power
 from bayestensor.models.coefficient import Coefficient, CoefficientState
 from bayestensor.models.logistic import RATIOS, Labelled, LogisticState, stick_probabilities, sweep
 from bayestensor.priors import InverseGamma
@@ -19,22 +19,27 @@ from bayestensor.tensor.formats import cp
 FAST = {"num_draws": 100, "burn_in": 50, "smooth": (), "random_state": 0}
 
 
-def test_polya_gamma_draws_have_their_laplace_transform():
-    """`E exp(-t omega) = cosh(c/2) / cosh(sqrt((c^2/2 + t) / 2))` (Polson, Scott, Windle 2013), also at the largest t.
+@pytest.mark.parametrize("b", [1.0, 0.3, 2.5])
+def test_polya_gamma_draws_have_their_laplace_transform(b):
+    """`E exp(-t omega) = (cosh(c/2) / cosh(sqrt((c^2/2 + t) / 2)))^b` (Polson, Scott, Windle 2013), also at the largest t.
 
     40,000 draws: within five standard errors (false alarm 1e-5); c off by 10 % is seen where it is 3 or more.
     """
     c = np.array([0.0, 1e-4, 0.7, 3.0, 12.0])
+
+    def drawn(key, c, draw):
+        return polya_gamma(key, c, draw) if b == 1 else polya_gamma_power(key, jnp.full_like(c, b), c, draw)
+
     with jax.enable_x64(True):
-        both = jax.jit(lambda key, c: (polya_gamma(key, c), polya_gamma(jax.random.clone(key), c, 0.0)))
+        both = jax.jit(lambda key, c: (drawn(key, c, 1.0), drawn(jax.random.clone(key), c, 0.0)))
         draws, mean = map(np.asarray, both(jax.random.key(0), jnp.broadcast_to(jnp.asarray(c), (40_000, 5))))
     assert (draws > 0).all()
     for t in (0.5, 5.0, 50.0):
         terms = np.exp(-t * draws)
-        expected = np.cosh(c / 2) / np.cosh(np.sqrt((c**2 / 2 + t) / 2))
+        expected = (np.cosh(c / 2) / np.cosh(np.sqrt((c**2 / 2 + t) / 2))) ** b
         z = (terms.mean(0) - expected) / (terms.std(0) / 200)
         assert np.abs(z).max() < 5, (t, z)
-        wrong = np.cosh(1.1 * c / 2) / np.cosh(np.sqrt(((1.1 * c) ** 2 / 2 + t) / 2))
+        wrong = (np.cosh(1.1 * c / 2) / np.cosh(np.sqrt(((1.1 * c) ** 2 / 2 + t) / 2))) ** b
         assert np.abs((terms.mean(0) - wrong) / (terms.std(0) / 200))[3:].min() > 5
     assert np.abs((draws.mean(0) - mean[0]) / (draws.std(0) / 200)).max() < 5
 
@@ -51,7 +56,8 @@ def test_sticks_break_the_probabilities():
     np.testing.assert_allclose(stick_probabilities(np.array([[800.0], [-800.0]])), [[1, 0], [0, 1]], atol=1e-300)
 
 
-def test_the_sampler_has_the_posterior_of_a_small_case():
+@pytest.mark.parametrize("weight", [1.0, pytest.param(0.6, marks=pytest.mark.slow)])
+def test_the_sampler_has_the_posterior_of_a_small_case(weight):
     """One covariate, v = 1, a remainder of one direction: (w, b, ratio) integrated on a grid against 8,000 sweeps.
 
     Means of w and b and their sds, with the Monte Carlo error of about 1/40 of an sd: a sixth is allowed, hence a
@@ -84,7 +90,8 @@ def test_the_sampler_has_the_posterior_of_a_small_case():
 
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
         patch.setattr("bayestensor.models.logistic.RATIOS", ratios)
-        data = Labelled(*map(jnp.asarray, (x, np.where(label, 0.5, -0.5), basis)), {})
+        kappa = weight * np.where(label, 0.5, -0.5)
+        data = Labelled(*map(jnp.asarray, (x, kappa, basis)), {}, weighted=weight != 1)
         one = jnp.ones((1, 1))
         start = CoefficientState({"factor0": one}, {"rank": jnp.ones(1)}, {})
         state = LogisticState(start, jnp.zeros(1), jnp.zeros((1, 1)), jnp.ones(1))
@@ -100,8 +107,9 @@ def test_the_sampler_has_the_posterior_of_a_small_case():
         w, b = map(np.asarray, run(state, data, jax.random.split(jax.random.key(2), 8000)))
     assert len(RATIOS) > 3
     found = np.array([w.mean(), w.std(), b.mean(), b.std()])
-    assert (np.abs(found - exact(1)) < exact(1)[[1, 1, 3, 3]] / 6).all(), (found, exact(1))
-    assert not (np.abs(found - exact(2)) < exact(1)[[1, 1, 3, 3]] / 6).all()
+    right, wrong = exact(weight), exact(2 * weight)
+    assert (np.abs(found - right) < right[[1, 1, 3, 3]] / 6).all(), (found, right)
+    assert not (np.abs(found - wrong) < right[[1, 1, 3, 3]] / 6).all()
 
 
 @pytest.fixture(scope="module")
@@ -150,14 +158,16 @@ BAD = {
     "one class": (X, np.zeros(12, int), "one class"),
     "numbers": (X, np.linspace(0, 1, 12), "Unknown label type"),
     "one datum": (X[:1], Y[:1], "minimum of 2"),
+    "one class has all the weight": (X, Y, "one class", Y),
+    "negative weight": (X, Y, "Negative", Y - 0.5),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named(case):
-    x, y, message = BAD[case]
+    x, y, message, *weight = BAD[case]
     with pytest.raises(ValueError, match=message):
-        TensorClassifier(**FAST).fit(x, y)
+        TensorClassifier(**FAST).fit(x, y, *weight)
 
 
 def test_labels_that_the_fit_has_not_seen_are_refused(problem):

@@ -99,6 +99,7 @@ def test_dump_loads_to_an_equal_config(tmp_path, seed):
         },
         "model": {
             "name": "mlp",
+            "format": "svd",  # the one that all priors take
             "rank": {"b1": 3, "b2": 4},
             "hidden": [int(rng.integers(1, 99))] * int(rng.integers(4)),
         },

@@ -74,7 +74,7 @@ def test_which_networks_are_trees():
     assert not is_tree(cycle)  # as many bonds as a tree, but a cycle beside an edge
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", [*TREES, "svd"])
 def test_full_rank_is_exact(name):
     network = build(name, "full")
     X = noise(network.shape)
@@ -83,7 +83,7 @@ def test_full_rank_is_exact(name):
     np.testing.assert_allclose(dense_loop(tensor), X, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", [*TREES, "svd"])
 def test_own_tensor_is_recovered(name):
     network = build(name, 2)
     X = own_tensor(network)
@@ -93,7 +93,7 @@ def test_own_tensor_is_recovered(name):
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", [*TREES, "svd"])
 def test_error_lies_between_its_bounds(name, rank):
     """max over bonds of the discarded part <= error^2 <= its sum <= number of bonds * best error^2."""
     network = build(name, rank)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bayestensor as bt
-from bayestensor.inference.diagnostics import diagnose
+from bayestensor.inference.diagnostics import diagnose, stragglers
 from bayestensor.inference.draws import Draws
 from bayestensor.models.completion import CompletionModel
 from bayestensor.models.likelihoods import Gaussian
@@ -91,6 +91,76 @@ def test_a_chain_of_another_spread_is_seen():
     x = RNG.normal(size=(4, 1000))
     x[0] *= 3
     assert diagnose({"x": x}).rhat["x"] > 1.05
+
+
+def log_densities(seed=0, chains=6, draws=400, keep=0.5):
+    """-chi^2(20) / 2 of a Gaussian AR(1): sd 3.2, an autocorrelation of keep^2."""
+    noise = np.random.default_rng(seed).normal(size=(draws, chains, 20))
+    x = [noise[0]]
+    for xi in noise[1:]:
+        x.append(keep * x[-1] + (1 - keep**2) ** 0.5 * xi)
+    return -0.5 * (np.stack(x, axis=1) ** 2).sum(-1)
+
+
+STRAGGLING = {  # draws that are 50 sd lower (of each chain, by number) -> late, away
+    "none": ({}, {}, []),
+    "one draw": ({1: slice(1)}, {1: 1}, []),
+    "one hundredth": ({1: slice(4)}, {1: 4}, []),
+    "two chains, a tenth and over half": ({0: slice(40), 5: slice(250)}, {0: 40, 5: 250}, []),
+    "one chain, to its end": ({3: slice(None)}, {}, [3]),
+    "half of the chains, to their ends": ({0: slice(None), 2: slice(None), 5: slice(None)}, {}, [0, 2, 5]),
+    "one late, one away": ({2: slice(30), 4: slice(None)}, {2: 30}, [4]),
+}
+
+
+@pytest.mark.parametrize("case", STRAGGLING)
+def test_chains_that_come_in_late_or_not_at_all_are_named(case):
+    """Deterministic but for the range of those that agree, 7 sd wide here."""
+    lower, late, away = STRAGGLING[case]
+    x = log_densities()
+    for chain, which in lower.items():
+        x[chain, which] -= 50 * x[chain].std()
+    found = stragglers(x)
+    assert (found.late, found.away) == (late, away)
+    verdict = diagnose({"a model's log density": x}, rhat_limit=np.inf, ess_limit=0)
+    assert verdict.converged == (not lower)
+    for chains, said in ((late, "came in late"), (away, "stayed away")):
+        line = "\n".join(line for line in verdict.advice if said in line)
+        assert bool(line) == bool(chains)
+        assert all(str(c) in line.split(said)[0] for c in chains)
+
+
+@pytest.mark.parametrize(("chains", "draws", "keep"), [(2, 50, 0.5), (4, 400, 0.9), (8, 100, 0.0), (50, 20, 0.5)])
+def test_no_chain_that_agrees_is_named(chains, draws, keep):
+    """100 sets each; a rule that named one in 30 of them would pass all with probability 0.03."""
+    for seed in range(100):
+        found = stragglers(log_densities(seed, chains, draws, keep))
+        assert not found.late, (seed, found)
+        assert not found.away, (seed, found)
+
+
+def test_the_one_chain_that_disagrees_is_named():
+    x = np.random.default_rng(0).normal(size=(4, 500, 3))
+    x[2, :, 1] += 1
+    assert "but for chain 2, without which it is 1.00" in str(diagnose({"x": x}))
+    x[1, :, 1] -= 1
+    verdict = str(diagnose({"x": x}))
+    assert "disagree" in verdict
+    assert "but for" not in verdict
+
+
+def test_points_are_not_taken_for_draws():
+    """An ensemble's members stand still."""
+    x = np.repeat(np.random.default_rng(0).normal(size=(4, 1)), 100, axis=1)
+    (line, *_) = diagnose({"log density": x}).advice
+    assert "are points, no draws" in line
+
+
+def test_a_stack_of_particles_counts_its_undone_steps_once():
+    """Two stacks of 5 particles, 2 and 3 steps undone: `unstack` repeats each number 5 times."""
+    stats = {"nonfinite": np.repeat([[2], [3]], 5, axis=0), "particles": np.full((10, 1), 5)}
+    x = np.random.default_rng(0).normal(size=(10, 100))
+    assert diagnose({"x": x}, stats).figures["undone_steps"] == 5
 
 
 def test_few_effective_draws_are_seen():

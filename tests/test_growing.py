@@ -14,7 +14,8 @@ from bayestensor.estimators.growing import grow, leading, with_component
 from bayestensor.estimators.inputs import Observed, read
 from bayestensor.estimators.spectral import compressed
 from bayestensor.estimators.starting import repeated, settle
-from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, sweeps
+from bayestensor.models.conjugate import Conjugate, sweeps
+from bayestensor.models.state import GIBBS, MAP, VARIATIONAL
 from bayestensor.priors import InverseGamma
 from bayestensor.tensor.formats import cp
 from bayestensor.tensor.normal import Entries, Grid

@@ -275,7 +275,7 @@ def test_a_draw_that_forgets_to_move_z_is_rejected():
     assert stationarity(BOUNDED, faulty) < 1e-6
 
 
-def from_its_end(key, log_density, x):
+def from_its_end(key, log_density, x, draw):
     """`lattice_draw` with the present point always at the lattice's lower end: it could not have led back."""
     points = x + jnp.arange(16.0) * 0.5
     return points[jax.random.categorical(key, jax.vmap(log_density)(points))]

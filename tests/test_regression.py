@@ -43,7 +43,7 @@ def _weighted_data(seed, n, cols):
     return rng.normal(size=(n, *ROWS)), rng.uniform(0.5, 2, (n, *cols)), rng.normal(size=(n, *cols))
 
 
-SLOW = ("block_term", "hierarchical_tucker", "tensor_ring")  # three seconds of compilation each
+SLOW = ("block_term", "hierarchical_tucker", "tensor_ring", "svd")  # three seconds of compilation each
 
 
 @pytest.mark.parametrize("format", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in sorted(FORMATS)])
@@ -161,20 +161,23 @@ def test_a_sweep_keeps_the_prior_when_data_are_drawn_from_it():
 
 @pytest.mark.parametrize("kind", ["linear", "smooth", None, Plan("leading", 0.0), Plan("leading", 1.0, 100.0)])
 @pytest.mark.parametrize("p", [3, 12])
-def test_the_remainder_is_its_kernel(kind, p):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_remainder_is_its_kernel(kind, p, weighted):
     rng = np.random.default_rng(1)
-    x, y = rng.normal(size=(8, p)), rng.normal(size=(8, 2))
-    x, y = (x - x.mean(0)) / math.sqrt(p), y - y.mean(0)
-    found = build(kind, x) if isinstance(kind, Plan) else build_remainder(kind, x, y)
+    x, y, weight = rng.normal(size=(8, p)), rng.normal(size=(8, 2)), np.ones(8)
+    weight = rng.uniform(0.3, 3.0, 8) if weighted else weight
+    total = weight.sum()
+    x, y = (x - weight @ x / total) / math.sqrt(p), y - weight @ y / total
+    found = build(kind, x, weight) if isinstance(kind, Plan) else build_remainder(kind, x, y, weight)
     at, own = found.at(x)
-    kernel = at @ found.vectors.T
-    np.testing.assert_allclose(at, found.vectors * found.spectrum, atol=1e-9)
+    kernel = at @ (found.vectors.T / found.half[None])
+    np.testing.assert_allclose(at * found.half[:, None], found.vectors * found.spectrum, atol=1e-9)
     np.testing.assert_allclose(own, np.diagonal(kernel), atol=1e-9)
-    np.testing.assert_allclose(kernel.sum(axis=0), 0, atol=1e-9)  # centred: the intercept is not its business
+    np.testing.assert_allclose(weight @ kernel, 0, atol=1e-9)  # centred: the intercept is not its business
     if kind is None:
         assert not kernel.any()
-        projection = found.vectors @ found.vectors.T
-        np.testing.assert_allclose(projection @ x, x, atol=1e-9)
+        projection, scaled = found.vectors @ found.vectors.T, found.half[:, None] * x
+        np.testing.assert_allclose(projection @ scaled, scaled, atol=1e-9)
         return
     # the evidence against the density of y itself, its mean and its noise integrated out, all in n dimensions
     expected = 0.0
@@ -182,10 +185,10 @@ def test_the_remainder_is_its_kernel(kind, p):
         terms = []
         for ratio in RATIOS[::8]:
             turned = np.linalg.svd(np.ones((8, 1)))[0][:, 1:]  # an orthonormal basis of what sums to zero
-            covariance = turned.T @ (np.eye(8) + ratio * kernel) @ turned
-            z = turned.T @ column
-            terms.append(-0.5 * np.linalg.slogdet(covariance)[1] - 3.5 * np.log(z @ np.linalg.solve(covariance, z)))
-        expected += np.logaddexp.reduce(terms)
+            covariance = turned.T @ (np.diag(1 / weight) + ratio * kernel) @ turned
+            z, power = turned.T @ column, 0.5 * (total - 1)
+            terms.append(-0.5 * np.linalg.slogdet(covariance)[1] - power * np.log(z @ np.linalg.solve(covariance, z)))
+        expected += np.logaddexp.reduce(terms) + 0.5 * (np.log(total / 8) - np.log(weight).sum())  # of ratio 0 nothing
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bayestensor.estimators.remainder.RATIOS", RATIOS[::8])
         assert abs(log_evidence(found, y) - expected) < 1e-4
@@ -194,18 +197,19 @@ def test_the_remainder_is_its_kernel(kind, p):
 def test_kernels_are_weighed_by_the_density_of_their_mixture_of_data_left_out():
     """Weights against a general optimiser; the density of a fold against matrices of all n; draws dealt by weight."""
     rng = np.random.default_rng(8)
-    log_p = 2 * rng.normal(size=(4, 50))
-    found = mixture_weights(log_p, 500)
+    log_p, weight = 2 * rng.normal(size=(4, 50)), rng.uniform(0, 2, 50)
+    found = mixture_weights(log_p, weight, 500)
     limits = {"bounds": [(0, 1)] * 4, "constraints": {"type": "eq", "fun": lambda w: w.sum() - 1}}
-    best = scipy.optimize.minimize(lambda w: -np.log(w @ np.exp(log_p)).sum(), np.full(4, 0.25), **limits)
+    best = scipy.optimize.minimize(lambda w: -weight @ np.log(w @ np.exp(log_p)), np.full(4, 0.25), **limits)
     np.testing.assert_allclose(found, best.x, atol=2e-3)
-    kept, weights = elected(np.concatenate([log_p, log_p - 1e-3]))  # each of them twice
-    assert max(kept) < 4 and np.log(weights @ np.exp(log_p[kept])).sum() > -best.fun - 1.5  # 3 may bring half less
+    kept, weights = elected(np.concatenate([log_p, log_p - 1e-3]), weight)  # each of them twice
+    assert max(kept) < 4 and weight @ np.log(weights @ np.exp(log_p[kept])) > -best.fun - 1.5  # 3 may bring half less
 
     x, y = rng.normal(size=(12, 3)), rng.normal(size=(12, 2))
     rest, fold, plan = np.arange(9), np.arange(9, 12), Plan("leading", 0.8, 2.0)
     x0, y0 = x[rest] - x[rest].mean(axis=0), y[rest] - y[rest].mean(axis=0)
-    remainder = build(plan, x0)
+    ones = np.ones(12)
+    remainder = build(plan, x0, ones[rest])
     at, own = remainder.at(x[fold] - x[rest].mean(axis=0))
     kernel, cross = remainder.at(x0)[0] @ remainder.vectors.T, at @ remainder.vectors.T
     ratios, expected = RATIOS[::8], np.zeros(3)
@@ -225,7 +229,7 @@ def test_kernels_are_weighed_by_the_density_of_their_mixture_of_data_left_out():
         for module in ("remainder", "stacking"):
             patch.setattr(f"bayestensor.estimators.{module}.RATIOS", ratios)
         np.testing.assert_allclose(
-            _log_density(plan, x, y, rest, fold), expected, atol=1e-2
+            _log_density(plan, x, y, ones, rest, fold), expected, atol=1e-2
         )  # ratios below e^-8 are cut
 
     hands = dealt([0.62, 0.31, 0.07], 400)
@@ -287,41 +291,48 @@ FAST = {"num_draws": 100, "burn_in": 50, "smooth": (), "random_state": 0}
 
 
 @pytest.mark.parametrize("remainder", [None, "linear"])
-def test_with_fixed_scales_it_is_bayesian_ridge(remainder):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_with_fixed_scales_it_is_bayesian_ridge(remainder, weighted):
     """Vector covariates, one component, v held at 1: W ~ N(0, I), and only the noise is left to integrate, by a grid.
 
-    With a linear remainder the sum of both is ridge of variance `1 + ratio / precision`. 400 draws: the error of the
-    mean is about 1/20 of the posterior's sd; a quarter of it, and 15 % of the sd, are allowed.
+    With a linear remainder the sum of both is ridge of variance `1 + ratio / precision`. A datum of weight w has noise
+    of variance `1 / (w precision)`, and the likelihood w factors sqrt(precision). 400 draws: the error of the mean is
+    about 1/20 of the posterior's sd; a quarter of it, and 15 % of the sd, are allowed. Weights taken to be 1 are seen.
     """
     rng = np.random.default_rng(4)
     n, p = 25, 6
     x, x_new = rng.normal(size=(n, p)), rng.normal(size=(5, p))
     y = x @ rng.normal(size=p) + rng.normal(size=n)
-    model = TensorRegressor(prior=InverseGamma(1e7, 1e7), remainder=remainder, **FAST | {"num_draws": 200}).fit(x, y)
-    mean, sd = model.predict(x_new, return_std=True)
-    mu, scale = y.mean(), y.std()
-    unit = math.sqrt(((x - x.mean(0)) ** 2).sum(1).mean())
-    weights = model._remainder.weights if remainder else 1.0
-    a, b, z = (x - x.mean(0)) / unit, (x_new - x.mean(0)) / unit, (y - mu) / scale
-    turned = np.linalg.svd(np.ones((n, 1)))[0][:, 1:]
-    log_p, means, squares = [], [], []
-    for precision in np.geomspace(0.5, 60, 80):
-        for ratio in RATIOS[::2] if remainder else [0.0]:
-            covariance = np.eye(p) + ratio / precision * np.diag(np.broadcast_to(weights, p) ** 2)
-            k = turned.T @ (a @ covariance @ a.T + np.eye(n) / precision) @ turned
-            gain = b @ covariance @ a.T @ turned @ np.linalg.inv(k)
-            means.append(gain @ turned.T @ z)
-            own = np.einsum("np,pq,nq->n", b, covariance, b) - np.einsum(
-                "nm,nm->n", gain, b @ covariance @ a.T @ turned
-            )
-            squares.append(own + (1 + 1 / n) / precision)
-            log_p.append(-0.5 * np.linalg.slogdet(k)[1] - 0.5 * turned.T @ z @ np.linalg.solve(k, turned.T @ z))
-    w = np.exp(np.array(log_p) - np.logaddexp.reduce(log_p))
-    exact = w @ np.array(means)
-    exact_sd = np.sqrt(w @ (np.array(squares) + np.array(means) ** 2) - exact**2)
-    error = np.abs(mean - (mu + scale * exact)) / (scale * exact_sd)
+    weight = np.where(np.arange(n) % 2, 2.5, 0.1) if weighted else np.ones(n)
+    y = y + 3 * (np.arange(n) % 2 == 0) * weighted  # those of little weight are of another kind
+    model = TensorRegressor(prior=InverseGamma(1e7, 1e7), remainder=remainder, **FAST | {"num_draws": 200})
+    mean, sd = model.fit(x, y, sample_weight=weight if weighted else None).predict(x_new, return_std=True)
+
+    def exact(weight):
+        centre, mu, total = weight @ x / weight.sum(), weight @ y / weight.sum(), weight.sum()
+        scale, unit = math.sqrt(weight @ (y - mu) ** 2 / total), math.sqrt(weight @ ((x - centre) ** 2).sum(1) / total)
+        a, z = (np.concatenate([x, x_new]) - centre) / unit, (y - mu) / scale
+        factors = np.broadcast_to(model._remainder.weights if remainder else 1.0, p)
+        log_p, means, squares = [], [], []
+        for precision in np.geomspace(0.5, 60, 80):
+            for ratio in RATIOS[::2] if remainder else [0.0]:
+                whole = a @ np.diag(1 + ratio / precision * factors**2) @ a.T + 1e5  # the intercept's variance
+                k = whole[:n, :n] + np.diag(1 / (weight * precision))
+                gain = np.linalg.solve(k, whole[:n, n:]).T
+                means.append(gain @ z)
+                squares.append(np.diagonal(whole)[n:] - (gain * whole[n:, :n]).sum(1) + 1 / precision)
+                fit = z @ np.linalg.solve(k, z) - (total - n) * np.log(precision)
+                log_p.append(-0.5 * np.linalg.slogdet(k)[1] - 0.5 * fit)
+        w = np.exp(np.array(log_p) - np.logaddexp.reduce(log_p))
+        found = w @ np.array(means)
+        return mu + scale * found, scale * np.sqrt(w @ (np.array(squares) + np.array(means) ** 2) - found**2)
+
+    right, right_sd = exact(weight)
+    error = np.abs(mean - right) / right_sd
     assert error.max() < 0.15, error
-    np.testing.assert_allclose(sd, scale * exact_sd, rtol=0.15)
+    np.testing.assert_allclose(sd, right_sd, rtol=0.15)
+    wrong, wrong_sd = exact(np.ones(n))
+    assert (np.abs(mean - wrong) / wrong_sd).max() > 0.3 or not weighted
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +393,7 @@ def test_the_remainder_is_kept_where_data_left_out_ask_for_it():
     assert fits[0].diagnostics_["remainder"][0] is None
 
 
-@pytest.mark.parametrize("kind", ["flat with shape", "a column", "units"])
+@pytest.mark.parametrize("kind", ["flat with shape", "a column", "units", "order and weight 0", "repeated"])
 def test_the_form_of_the_data_does_not_matter(problem, kind):
     _, x, y, fit = problem
     model, factor = clone(fit), 1e25 if kind == "units" else 1.0
@@ -393,6 +404,15 @@ def test_the_form_of_the_data_does_not_matter(problem, kind):
         column, vector = (clone(fit).fit(x[:80], part).predict(x[80:]) for part in (y[:80, :1], y[:80, 0]))
         assert column.shape == (80, 1)
         np.testing.assert_array_equal(column[:, 0], vector)
+    elif kind == "order and weight 0":
+        order = np.random.default_rng(1).permutation(100)
+        model.fit(x[:100][order], y[:100][order], sample_weight=(order < 80).astype(float))
+        np.testing.assert_array_equal(model.predict(x[80:]), fit.predict(x[80:]))
+    elif kind == "repeated":
+        times = np.random.default_rng(2).integers(0, 3, 80)
+        model.fit(x[:80], y[:80], sample_weight=times)
+        other = clone(fit).fit(np.repeat(x[:80], times, axis=0), np.repeat(y[:80], times, axis=0))
+        np.testing.assert_array_equal(model.predict(x[80:]), other.predict(x[80:]))
     else:
         model.fit(x[:80] / factor, y[:80] * factor)
         np.testing.assert_allclose(model.predict(x[80:] / factor) / factor, fit.predict(x[80:]), rtol=1e-6, atol=1e-6)
@@ -429,39 +449,40 @@ def test_constant_data():
 def test_the_density_of_a_datum_left_out_is_that_of_the_other_data():
     """W ~ N(0, 1), a remainder and a free intercept, noise and ratio known: `p(y_i | rest)` by one matrix of all n.
 
-    4,000 draws of W from its posterior, 12 data: to 0.02 (its Monte Carlo error is 0.003). The density of the datum by
-    the posterior that has seen it is another by 0.05.
+    Noise of variance `1 / (weight precision)`, that of the datum left out `1 / precision`. 4,000 quantiles of the
+    posterior of W, 12 data: to 0.02. The density of the datum by the posterior that has seen it is another by 0.05.
     """
     rng = np.random.default_rng(7)
     n, precision, ratio = 12, 4.0, 3.0
-    x = rng.normal(size=(n, 4)) / 2
-    x, y = x - x.mean(0), rng.normal(size=(n, 1))
-    y -= y.mean()
-    remainder = build_remainder("smooth", x, y)
-    kernel = remainder.at(x)[0] @ remainder.vectors.T
-    plain = (np.eye(n) + ratio * kernel) / precision
-    z = x[:, :1] - x[:, :1].mean()
+    x, weight = rng.normal(size=(n, 4)) / 2, rng.uniform(0.5, 2.0, n)
+    y = rng.normal(size=(n, 1))
+    x, y = (a - weight @ a / weight.sum() for a in (x, y))
+    remainder = build_remainder("smooth", x, y, weight)
+    kernel = remainder.at(x)[0] @ (remainder.vectors.T / remainder.half[None])
+    plain = (np.diag(1 / weight) + ratio * kernel) / precision
+    z = x[:, :1]
     whole = plain + z @ z.T + 1e8  # the intercept's variance
     expected = []
     for i in range(n):
         rest = np.arange(n) != i
         gain = np.linalg.solve(whole[np.ix_(rest, rest)], whole[rest, i])
-        expected.append(
-            scipy.stats.norm.logpdf(y[i, 0], gain @ y[rest, 0], math.sqrt(whole[i, i] - gain @ whole[rest, i]))
-        )
+        variance = whole[i, i] - gain @ whole[rest, i] + (1 - 1 / weight[i]) / precision
+        expected.append(scipy.stats.norm.logpdf(y[i, 0], gain @ y[rest, 0], math.sqrt(variance)))
     turned = np.linalg.svd(np.ones((n, 1)))[0][:, 1:]
     inverse = turned @ np.linalg.inv(turned.T @ plain @ turned) @ turned.T
     variance = 1 / (1 + (z.T @ inverse @ z).item())
-    w = variance * (z.T @ inverse @ y).item() + math.sqrt(variance) * rng.normal(size=4000)
+    w = variance * (z.T @ inverse @ y).item() + math.sqrt(variance) * scipy.stats.norm.ppf(
+        (np.arange(4000) + 0.5) / 4000
+    )
     cores = {"factor0": w[:, None, None], "factor1": np.ones((4000, 1, 1))}
     draws = {"cores": cores, "precision": np.full((4000, 1), precision), "ratio": np.full((4000, 1), ratio)}
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         patch.setattr("bayestensor.estimators.left_out._MOST_DRAWS", 4000)
-        turned_y, turned_z = remainder.vectors.T @ y, remainder.vectors.T @ z
-        arrays = (turned_z, turned_y, remainder.spectrum, np.zeros(1), n - 1.0, 1.0)
+        turned_z, turned_y = (remainder.vectors.T @ (remainder.half[:, None] * a) for a in (z, y))
+        arrays = (turned_z, turned_y, remainder.spectrum, np.zeros(1), weight.sum() - 1, 1.0)
         data = Centred(*map(jnp.asarray, map(covariates.filled, arrays[:3])), *map(jnp.asarray, arrays[3:]), {})
         found, seen = (
-            left_out_density(cp((1,), (1,), rank=1), draws, replace(data, share=share), remainder.vectors, y)
+            left_out_density(cp((1,), (1,), rank=1), draws, replace(data, share=share), remainder, y)
             for share in (data.share, 0 * data.share)  # a posterior of a likelihood to the power 0 has not seen it
         )
     np.testing.assert_allclose(found, expected, atol=0.02)
@@ -526,14 +547,15 @@ BAD = {
     "no covariate": ({}, np.empty((12, 0)), Y, "minimum of 1"),
     "a number": ({}, 3.0, Y, "[Ee]xpected 2D"),
     "rank": ({"max_rank": 0}, X, Y, "rank"),
+    "weights too small": ({}, X, Y, "sum to 0.12; more than 1", np.full(12, 0.01)),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named(case):
-    params, x, y, message = BAD[case]
+    params, x, y, message, *weight = BAD[case]
     with pytest.raises(ValueError, match=message):
-        TensorRegressor(**FAST | params).fit(x, y)
+        TensorRegressor(**FAST | params).fit(x, y, *weight)
 
 
 def test_other_shapes_are_refused_at_prediction(problem):

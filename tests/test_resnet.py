@@ -10,7 +10,7 @@ from flax import nnx
 
 import bayestensor as bt
 from bayestensor.compression.report import count
-from bayestensor.models.convnet import calibrated, resnet
+from bayestensor.models.convnet import calibrated, resnet, uncalibrated
 from bayestensor.models.likelihoods import Categorical
 from bayestensor.models.neural import NeuralModel
 from bayestensor.priors import LogUniform
@@ -40,6 +40,7 @@ def test_statistics_are_means_over_batches():
     np.testing.assert_allclose(fixed.layers[1].mean[...], mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(fixed(x[:1]), (z[:1] - mean) / np.sqrt(variance + 1e-5), rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(model.layers[1].mean[...], 0)  # the model that was given is as it was
+    np.testing.assert_array_equal(uncalibrated(fixed)(x), model(x))  # batches have their own again, as a fit asks for
     with pytest.raises(ValueError, match="50 inputs do not fill a batch of 51"):
         calibrated(model, x, 51)
 

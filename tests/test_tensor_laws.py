@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from subjects import CORNERS, LOOPS, RANDOM_SEEDS, SUBJECTS, Subject, any_loop, order_subject
+from subjects import CORNERS, LOOPS, RANDOM_SEEDS, SHAPES, SUBJECTS, Subject, any_loop, order_subject
 
 from bayestensor.tensor.contract import (
     bond_energy,
@@ -181,6 +181,7 @@ LAWS: dict[str, Callable] = {name[4:]: law for name, law in list(globals().items
 
 SLOW = {f"{name}: order 5, full" for name in ("tucker", "block_term", "hierarchical_tucker")}  # seconds to compile
 SLOW |= {f"{name}: order 3, columns only" for name in FORMATS if name not in ("cp", "tt_matrix")}
+SLOW |= {f"svd: {what}" for what in SHAPES if what != "order 3, rows only"}
 SLOW |= {"block_term: order 4, rank above the shape", "random 4", "random 5", "random 6", "random 7"}
 
 
@@ -268,7 +269,7 @@ def test_initial_variance_by_sampling(name):
     assert abs(squares.mean() - 1.5 * variance) > 5 * error  # what a wrong law would have to pass
 
 
-GRADIENTS = [f"{name}: order 2, size-1 modes, rank 1" for name in FORMATS]
+GRADIENTS = [f"{name}: order 2, size-1 modes, rank 1" for name in FORMATS if name != "svd"]
 GRADIENTS += [f"{name}: order 3, rows only" for name in FORMATS if name != "hierarchical_tucker"]
 GRADIENTS += ["hyperedge through four cores, one of them without a mode", "mode on two cores", "bond in a single core"]
 

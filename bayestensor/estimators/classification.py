@@ -27,6 +27,7 @@ from bayestensor.estimators.covariates import (
     covariate_units,
     expand,
     filled,
+    gathered,
     in_network,
     mode_bases,
     read_covariates,
@@ -75,32 +76,42 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         n_features_in_: p.
     """
 
-    def fit(self, X: Any, y: Any) -> TensorClassifier:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TensorClassifier:
         """Learn W, intercepts and remainder.
 
+        Args:
+            X: covariates.
+            y: labels.
+            sample_weight: (n,): likelihoods are taken to this power. A datum of weight 2 is the same as that datum
+                twice, one of weight 0 as none; weights need not be whole numbers.
+
         Raises:
-            ValueError: X and y do not match, hold NaN or infinities, one class only, or a parameter that is none of its
-                values.
+            ValueError: X and y do not match, hold NaN or infinities, one class only (of data with a weight), negative
+                weights, or a parameter that is none of its values.
         """
         began = time.perf_counter()
         check_plan(self)
         check_remainder(self.remainder)
         x, self.covariate_shape_ = read_covariates(self, X)
-        place = self._read_labels(x, y)
-        self._x_units = covariate_units(x)
+        labels, index = np.unique(self._checked_labels(x, y), return_inverse=True)
+        x, number, weight = gathered(x, index[:, None].astype(float), sample_weight)
+        place = self._order_labels(labels[number[:, 0].astype(int)], weight)
+        self._x_units = covariate_units(x, weight)
         x = self._x_units.into(x)
-        kappa = _kappa(place, len(self.classes_))
+        kappa = weight[:, None] * _kappa(place, len(self.classes_))
         indicators = np.eye(len(self.classes_))[place][:, :-1]
-        self._remainder = build_remainder(self.remainder, x, indicators - indicators.mean(axis=0))
+        indicators -= np.average(indicators, axis=0, weights=weight)
+        self._remainder = build_remainder(self.remainder, x, indicators, weight)
         cols = kappa.shape[1:] if kappa.shape[1] > 1 else ()
         with closed_form():
-            self._bases = mode_bases(x, self.covariate_shape_)
+            half = np.sqrt(weight)[:, None]
+            self._bases = mode_bases(half * x, self.covariate_shape_)
             model, families = coefficient_model(self, self._bases, cols, len(x))
             rows = in_network(x, self.covariate_shape_, self._bases, model.network)
-            basis = self._remainder.vectors * np.sqrt(self._remainder.spectrum)
+            basis = self._remainder.vectors * np.sqrt(self._remainder.spectrum) / half
             basis = basis if self._remainder.kind else np.zeros((len(x), 1))
             turned = kappa.reshape(-1, *model.network.shape[len(model.network.rows) :])
-            arrays: Any = filled(rows), filled(turned), filled(basis, (0, 1)), families
+            arrays: Any = filled(rows), filled(turned), filled(basis, (0, 1)), families, bool((weight != 1).any())
             data = Labelled(*arrays)
             trace = self._run(model, data)
             draws = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (trace.coefficient.cores, *trace[1:]))
@@ -112,8 +123,7 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         self.diagnostics_["seconds"] = time.perf_counter() - began
         return self
 
-    def _read_labels(self, x: np.ndarray, y: Any) -> np.ndarray:
-        """The place of each label among the sticks."""
+    def _checked_labels(self, x: np.ndarray, y: Any) -> np.ndarray:
         from sklearn.utils.multiclass import check_classification_targets
         from sklearn.utils.validation import _check_y
 
@@ -122,7 +132,12 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         check_consistent_length(x, y)
         y = _check_y(y)
         check_classification_targets(y)
-        self.classes_, index, counts = np.unique(y, return_inverse=True, return_counts=True)
+        return y
+
+    def _order_labels(self, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """The place of each label among the sticks."""
+        self.classes_, index = np.unique(y, return_inverse=True)
+        counts = np.bincount(index, weights=weight)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class, {self.classes_[0]!r}; at least two classes are needed")
         self._order = np.argsort(-counts, kind="stable") if len(counts) > 2 else np.array([1, 0])
@@ -203,7 +218,7 @@ def _summary(network: Network, draws: Any, data: Labelled):
         rest = bias[None] + data.basis @ (z * jnp.sqrt(ratio)[None])
         active = data.kappa != 0
         eta = responses(network, cores, data.x) + rest.reshape(data.kappa.shape)
-        weight = jnp.where(active, polya_gamma_mean(eta), 0.0)
+        weight = 2 * jnp.abs(data.kappa) * polya_gamma_mean(eta)
         return standing_out(network, cores, data.x, weight), jnp.where(active, jax.nn.sigmoid(eta), 0.0)
 
     return jax.lax.map(one, draws)

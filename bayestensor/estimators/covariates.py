@@ -73,22 +73,53 @@ def checked_shape(shape: Any) -> tuple[int, ...] | None:
     return tuple(int(n) for n in sizes)
 
 
-def covariate_units(x: np.ndarray) -> Units:
+def gathered(x: np.ndarray, y: np.ndarray, sample_weight: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(x, y, weight) of the data that differ, in lexical order: a datum seen k times is one of weight k.
+
+    Data of weight 0 are left out. What is made of the result depends on neither the order of the data nor on whether
+    they are weighted or repeated, and nothing is cross-validated against its own copy.
+
+    Args:
+        x: (n, p).
+        y: (n, k).
+        sample_weight: (n,), one number, or None for 1.
+
+    Raises:
+        ValueError: another shape, weights that are negative, infinite or all 0.
+    """
+    from sklearn.utils.validation import _check_sample_weight
+
+    weight = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
+    if not weight.any():
+        raise ValueError("every sample weight is zero; a weight is how many data one stands for: some must be above 0")
+    bits = (np.concatenate([x, y], axis=1) + 0.0).view(np.int64)  # -0 has become 0
+    rows = np.where(bits < 0, ~bits, bits ^ np.int64(-(2**63))).astype(">i8")  # bytes sort as numbers, in any units
+    places: dict[bytes, list[int]] = {}
+    for k in np.flatnonzero(weight):
+        places.setdefault(rows[k].tobytes(), []).append(int(k))
+    groups = [places[name] for name in sorted(places)]
+    first = [group[0] for group in groups]
+    return x[first], y[first], np.array([weight[group].sum() for group in groups])
+
+
+def covariate_units(x: np.ndarray, weight: np.ndarray | None = None) -> Units:
     """Means out, and one scale for all: afterwards the mean of `||x_n||^2` is 1. A tensor keeps its low rank."""
-    mean = x.mean(axis=0)
-    return Units(mean, _size((x - mean).ravel()) * math.sqrt(x.shape[1]))
+    mean = np.average(x, axis=0, weights=weight)
+    return Units(mean, _size(x - mean, weight) * math.sqrt(x.shape[1]))
 
 
-def response_units(y: np.ndarray) -> Units:
+def response_units(y: np.ndarray, weight: np.ndarray | None = None) -> Units:
     """Every response about its mean, in units of its standard deviation (1 where it is constant)."""
-    mean = y.mean(axis=0)
-    return Units(mean, np.array([_size(column) for column in (y - mean).T]))
+    mean = np.average(y, axis=0, weights=weight)
+    return Units(mean, np.array([_size(column[:, None], weight) for column in (y - mean).T]))
 
 
-def _size(values: np.ndarray) -> float:
-    """Root mean square, without overflow; 1 for zeros (and for what rounding leaves of a constant)."""
+def _size(values: np.ndarray, weight: np.ndarray | None) -> float:
+    """Root mean square of (n, k), without overflow; 1 for zeros (and for what rounding leaves of a constant)."""
     largest = np.abs(values).max()
-    return float(largest * np.sqrt(np.mean((values / largest) ** 2))) if largest > 0 else 1.0
+    if not largest > 0:
+        return 1.0
+    return float(largest * np.sqrt(np.average(((values / largest) ** 2).mean(axis=1), weights=weight)))
 
 
 def mode_bases(x: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:

@@ -23,8 +23,9 @@ from bayestensor.estimators.starting import (
     settled,
     work,
 )
-from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, How, State, refreshed, sweeps
+from bayestensor.models.conjugate import Conjugate, refreshed, sweeps
 from bayestensor.models.effects import effect_names
+from bayestensor.models.state import GIBBS, MAP, VARIATIONAL, How, State
 from bayestensor.priors import InverseGamma
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.initialise import core_variance

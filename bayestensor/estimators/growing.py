@@ -12,8 +12,9 @@ from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.inputs import Observed
 from bayestensor.estimators.spectral import compressed
 from bayestensor.estimators.starting import best_starts, score, settle, settled, work
-from bayestensor.models.conjugate import MAP, VARIATIONAL, Conjugate, State
+from bayestensor.models.conjugate import Conjugate
 from bayestensor.models.effects import CONSTANT
+from bayestensor.models.state import MAP, VARIATIONAL, State
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.normal import Grid, Observations, from_rows, is_joint, row_shape, split_legs, to_rows

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial, reduce
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -169,7 +169,7 @@ def _below(likelihood: str, z: Array) -> tuple[Array, Array]:
         x = z / jnp.sqrt(1 + z**2 / 4)  # of 4 degrees of freedom
         return 0.5 + 0.375 * x * (1 - x**2 / 12), 0.375 * (1 + z**2 / 4) ** -2.5
     density, t = norm.pdf(z), 1 / (1 + 0.2316419 * jnp.abs(z))
-    above = density * t * reduce(lambda total, b: total * t + b, _TAIL)
+    above = density * t * jnp.polyval(jnp.asarray(_TAIL, z.dtype), t)
     return jnp.where(z > 0, 1 - above, above), density
 
 

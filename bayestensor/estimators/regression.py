@@ -25,6 +25,7 @@ from bayestensor.estimators.covariates import (
     covariate_units,
     expand,
     filled,
+    gathered,
     in_network,
     mode_bases,
     read_covariates,
@@ -83,12 +84,21 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
         n_features_in_: p.
     """
 
-    def fit(self, X: Any, y: Any) -> TensorRegressor:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TensorRegressor:
         """Learn W, remainder and noise.
 
+        Args:
+            X: covariates.
+            y: responses.
+            sample_weight: (n,): likelihoods are taken to this power. A datum of weight 2 is the same as that datum
+                twice, one of weight 0 as none: the precision of its noise is multiplied by the weight, and the noise
+                has as many degrees of freedom as the weights' sum, less one. Whole numbers above 1 thus say that
+                measurements agree exactly, and where a remainder can follow them all the noise goes to 0. Where
+                weights are relative precisions rather than counts, give them with mean 1.
+
         Raises:
-            ValueError: X and y do not match, hold NaN or infinities, fewer than 2 data, or a parameter that is none of
-                its values.
+            ValueError: X and y do not match, hold NaN or infinities, fewer than 2 data, weights that are negative or
+                sum to 1 or less, or a parameter that is none of its values.
         """
         began = time.perf_counter()
         check_plan(self)
@@ -96,12 +106,15 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
         x, self.covariate_shape_ = read_covariates(self, X)
         y = self._read_response(y, len(x))
         self.response_shape_ = y.shape[1:]
-        flat_y = y.reshape(len(y), -1)
-        self._x_units, self._y_units = covariate_units(x), response_units(flat_y)
+        x, flat_y, weight = gathered(x, y.reshape(len(y), -1), sample_weight)
+        if sample_weight is not None and not weight.sum() > 1:
+            advice = "a weight is how many data one stands for; where they are relative, divide them by their mean"
+            raise ValueError(f"the sample weights sum to {weight.sum():.3g}; more than 1 is needed: {advice}")
+        self._x_units, self._y_units = covariate_units(x, weight), response_units(flat_y, weight)
         x, flat_y = self._x_units.into(x), self._y_units.into(flat_y)
-        self._remainder = build_remainder(self.remainder, x, flat_y)
+        self._remainder = build_remainder(self.remainder, x, flat_y, weight)
         with closed_form():
-            self._bases = mode_bases(x, self.covariate_shape_)
+            self._bases = mode_bases(np.sqrt(weight)[:, None] * x, self.covariate_shape_)
             cols = tuple(n for n in self.response_shape_ if n > 1)  # a column is the same fit as a vector
             model, families = coefficient_model(self, self._bases, cols, len(x))
             self._data = self._centred(self._remainder, x, flat_y, model.network, families)
@@ -123,10 +136,10 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
         data, few = {"with": self._data, "without": _alone(self._data)}, min(_TRIAL, self.num_draws)
         plans = {"with": (self.burn_in, 0), "without": (self.burn_in // 2, _OTHER)}  # W stood alone in its warm-up
         traces = {name: run(first, data[name], burn_in, few, first=at) for name, (burn_in, at) in plans.items()}
-        found = {
-            name: float(left_out_density(model.network, _flat(t), data[name], self._remainder.vectors, y).mean())
-            for name, t in traces.items()
-        }
+        found = {}
+        for name, t in traces.items():
+            density = left_out_density(model.network, _flat(t), data[name], self._remainder, y)
+            found[name] = float(np.average(density, weights=self._remainder.half**2))
         chosen = max(found, key=lambda name: found[name])
         if chosen == "without":
             self._remainder = replace(self._remainder, kind=None, spectrum=0 * self._remainder.spectrum, length=0.0)
@@ -168,7 +181,7 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
         flat, seed = self.draws_.flat(), np.uint32(seed_of(self.random_state))
         noise = {name: np.array(flat[name]) for name in ("precision", "ratio")}
         several = self.remainder == "auto" and self.inference == "gibbs" and self._remainder.kind is not None
-        kernels = stacked(x, y) if several and FEWEST <= len(x) <= MOST else []
+        kernels = stacked(x, y, self._remainder.half**2) if several and FEWEST <= len(x) <= MOST else []
         hands = dealt([weight for weight, _ in kernels], len(noise["ratio"]))
         self._members = [] if kernels else [([slice(None)], self._remainder, self._data)]
         for k, ((_, remainder), mine) in enumerate(zip(kernels, hands, strict=True)):
@@ -191,7 +204,7 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
         self, remainder: Remainder, x: np.ndarray, y: np.ndarray, network: Network, families: dict[str, Family]
     ) -> Centred:
         """The data in the eigenvectors of the remainder's kernel."""
-        vectors = remainder.vectors
+        vectors, x, y = remainder.vectors, remainder.half[:, None] * x, remainder.half[:, None] * y
         turned, cols = vectors.T @ y, network.shape[len(network.rows) :]
         lost = np.maximum((y**2).sum(axis=0) - (turned**2).sum(axis=0), 0)
         if remainder.kind is None and len(vectors) == vectors.shape[1]:
@@ -201,7 +214,7 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
             filled(turned.reshape(-1, *cols)),
             filled(remainder.spectrum),
             lost.reshape(cols),
-            np.asarray(len(x) - 1.0),
+            np.asarray((remainder.half**2).sum() - 1),
             np.asarray(1.0),
             families,
         )

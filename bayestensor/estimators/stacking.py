@@ -22,7 +22,7 @@ _WORTH = 0.5  # log density that a kernel more must bring
 _HANDFULS = 16  # of draws that are dealt to the kernels
 
 
-def stacked(x: np.ndarray, y: np.ndarray) -> list[tuple[float, Remainder]]:
+def stacked(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> list[tuple[float, Remainder]]:
     """(weight, remainder) of the kernels whose mixture has the highest cross-validated density, heaviest first.
 
         max over w of sum_i log sum_m w_m p_m(y_i | data of the other folds),   w >= 0, sum w = 1
@@ -34,34 +34,39 @@ def stacked(x: np.ndarray, y: np.ndarray) -> list[tuple[float, Remainder]]:
     Args:
         x: (n, p) centred covariates of mean square norm 1.
         y: (n, k) centred responses.
+        weight: (n,) of the data: as often they count in the sum.
     """
-    views = {"plain": _rotated(x), "equal": _rotated(x * equalising(x))}
+    views = {"plain": _rotated(x), "equal": _rotated(x * equalising(x, weight))}
     views["leading"] = views["plain"]
     plans = []
     for columns, trend in (("plain", 0.0), ("equal", 0.0), ("leading", 0.0), ("leading", _TREND)):
         family = [Plan(columns, length, trend) for length in ([] if trend else [0.0]) + [*LENGTHS]]
-        evidence = [log_evidence(_in_view(plan, views[plan.columns]), y) for plan in family]
+        evidence = [log_evidence(_in_view(plan, views[plan.columns], weight), y) for plan in family]
         plans += [family[k] for k in np.argsort(evidence)[::-1][:_BEST]]
     log_p = np.empty((len(plans), len(x)))
     folds = np.array_split(np.random.default_rng(0).permutation(len(x)), _FOLDS)
     for fold in folds:
         rest = np.setdiff1d(np.arange(len(x)), fold)
         for k, plan in enumerate(plans):
-            log_p[k, fold] = _log_density(plan, views[plan.columns], y, rest, fold)
-    kept, weights = elected(log_p)
-    return [(float(weights[k]), build(plans[kept[k]], x)) for k in np.argsort(-weights, kind="stable")]
+            log_p[k, fold] = _log_density(plan, views[plan.columns], y, weight, rest, fold)
+    kept, weights = elected(log_p, weight)
+    return [(float(weights[k]), build(plans[kept[k]], x, weight)) for k in np.argsort(-weights, kind="stable")]
 
 
-def elected(log_p: np.ndarray) -> tuple[list[int], np.ndarray]:
+def elected(log_p: np.ndarray, weight: np.ndarray) -> tuple[list[int], np.ndarray]:
     """(members, weights) of a mixture, one after another the one that raises its log density most, by half at least.
 
     Kernels that say the same are one member: each of them costs a draw of noise and a prediction.
+
+    Args:
+        log_p: [kernel, datum].
+        weight: of the data.
     """
-    kept = [int(log_p.sum(axis=1).argmax())]
-    weights, total = np.ones(1), log_p[kept[0]].sum()
+    kept = [int((log_p @ weight).argmax())]
+    weights, total = np.ones(1), log_p[kept[0]] @ weight
     while len(kept) < len(log_p):
-        trials = {k: mixture_weights(log_p[[*kept, k]]) for k in range(len(log_p)) if k not in kept}
-        gained = {k: np.logaddexp.reduce(np.log(w)[:, None] + log_p[[*kept, k]]).sum() for k, w in trials.items()}
+        trials = {k: mixture_weights(log_p[[*kept, k]], weight) for k in range(len(log_p)) if k not in kept}
+        gained = {k: np.logaddexp.reduce(np.log(w)[:, None] + log_p[[*kept, k]]) @ weight for k, w in trials.items()}
         best = max(gained, key=lambda k: gained[k])
         if gained[best] < total + _WORTH:
             break
@@ -69,13 +74,13 @@ def elected(log_p: np.ndarray) -> tuple[list[int], np.ndarray]:
     return kept, weights
 
 
-def mixture_weights(log_p: np.ndarray, steps: int = 100) -> np.ndarray:
-    """Weights (m,) of the mixture of highest `sum_i log sum_m w_m exp(log_p[m, i])`."""
+def mixture_weights(log_p: np.ndarray, weight: np.ndarray, steps: int = 100) -> np.ndarray:
+    """Weights w (m,) of the mixture of highest `sum_i weight_i log sum_m w_m exp(log_p[m, i])`."""
     p = np.exp(log_p - log_p.max(axis=0)[None])
     weights = np.full(len(p), 1 / len(p))
     for _ in range(steps):
         share = weights[:, None] * p
-        weights = np.maximum((share / share.sum(axis=0)[None]).mean(axis=1), np.finfo(float).tiny)
+        weights = np.maximum((share / share.sum(axis=0)[None]) @ (weight / weight.sum()), np.finfo(float).tiny)
     return weights / weights.sum()
 
 
@@ -103,13 +108,16 @@ def noise_given(network: Network, seed: Any, part: Any, cores: Any, data: Centre
     return jax.lax.map(one, (cores, keys))
 
 
-def _log_density(plan: Plan, x: np.ndarray, y: np.ndarray, rest: np.ndarray, fold: np.ndarray) -> np.ndarray:
+def _log_density(
+    plan: Plan, x: np.ndarray, y: np.ndarray, weight: np.ndarray, rest: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
     """`log p(y_i | data of rest)` of the data of a fold, summed over responses.
 
     A mixture over `RATIOS` of Gaussians, the noise at its mean given the ratio.
     """
-    x_mean, y_mean, n = x[rest].mean(axis=0), y[rest].mean(axis=0), len(rest)
-    remainder = _in_view(plan, x[rest] - x_mean)
+    x_mean, y_mean = (np.average(a[rest], axis=0, weights=weight[rest]) for a in (x, y))
+    n = weight[rest].sum()
+    remainder = _in_view(plan, x[rest] - x_mean, weight[rest])
     kernel, own = remainder.at(x[fold] - x_mean)
     given, new = y[rest] - y_mean, y[fold] - y_mean
     log_p, energy, turned = of_ratios(remainder, given)
@@ -124,9 +132,9 @@ def _log_density(plan: Plan, x: np.ndarray, y: np.ndarray, rest: np.ndarray, fol
     return total.sum(axis=1)
 
 
-def _in_view(plan: Plan, x: np.ndarray) -> Remainder:
-    """A plan's kernel of covariates whose columns have their weights already."""
-    return build(plan if plan.columns == "leading" else plan._replace(columns="plain"), x)
+def _in_view(plan: Plan, x: np.ndarray, weight: np.ndarray) -> Remainder:
+    """A plan's kernel of covariates whose columns have their factors already."""
+    return build(plan if plan.columns == "leading" else plan._replace(columns="plain"), x, weight)
 
 
 def _rotated(x: np.ndarray) -> np.ndarray:

@@ -9,8 +9,9 @@ import numpy as np
 
 from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.inputs import Observed
-from bayestensor.models.conjugate import Chance, Conjugate, How, State, refreshed, sweeps
+from bayestensor.models.conjugate import Conjugate, refreshed, sweeps
 from bayestensor.models.effects import constant_start
+from bayestensor.models.state import Chance, How, State
 from bayestensor.ranks.select import RANK_THRESHOLD, host_slice_norms
 from bayestensor.tensor.initialise import core_variance
 from bayestensor.tensor.network import Network

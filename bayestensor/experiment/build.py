@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 from bayestensor.data.augment import flip_images, shift_images
-from bayestensor.experiment.check import MAX_NUTS, check
+from bayestensor.experiment.check import MAX_NUTS, check, num_train
 from bayestensor.experiment.engines import DEFAULT_START, map_section
 from bayestensor.experiment.layers import blueprint
 from bayestensor.experiment.optimizers import optimizer
@@ -29,7 +29,7 @@ from bayestensor.models.neural import NeuralModel
 from bayestensor.models.noncentred import Noncentred, noncentred
 from bayestensor.nn.linear import MLP
 from bayestensor.nn.remat import rematerialise
-from bayestensor.priors import PRIORS
+from bayestensor.priors import PRIORS, SvdPenalty
 from bayestensor.typing import Array, Key, Position
 
 if TYPE_CHECKING:
@@ -53,8 +53,11 @@ def network(config: Config) -> Callable[[Key[Array, ""]], nnx.Module]:
 
 
 def prior(config: Config) -> Any:
-    """The prior of the squared scales."""
-    options = config.prior.model_dump(exclude={"name", "bias_sd"})
+    """The prior of the squared scales, or of the cores themselves."""
+    options = config.prior.hyperparameters()
+    if config.prior.name == "svd_penalty":
+        weights = {name: num_train(config) * options[name] for name in ("orthogonality", "sparsity")}
+        return SvdPenalty(**options | weights)
     return PRIORS[config.prior.name](**options)
 
 
@@ -68,7 +71,7 @@ def neural_model(config: Config) -> tuple[NeuralModel, Callable]:
 
     def initial(key: Key[Array, ""]) -> Position:
         weights = nnx.to_pure_dict(nnx.state(create(key), nnx.Param))
-        return model.initial_position() | {"weights": weights}
+        return model.started(model.initial_position() | {"weights": weights})
 
     return model, initial
 

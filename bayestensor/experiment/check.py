@@ -141,9 +141,31 @@ def num_train(config: Config) -> int:
 
 
 def _prior_problems(config: Config) -> list[str]:
+    if config.prior.name == "svd_penalty":
+        return _penalty_problems(config)
     if config.prior.name == "log_uniform" and config.prior.s_min >= config.prior.s_max:
         return [f"prior.s_min: given {config.prior.s_min}; expected below prior.s_max = {config.prior.s_max}"]
     return []
+
+
+def _penalty_problems(config: Config) -> list[str]:
+    """The penalties of SVD training are of one format, improper, and know no scales."""
+    formats = {key: getattr(config.model, key, "svd") for key in ("format", "conv_format")}
+    found = [
+        f"model.{key}: given {given!r}; prior svd_penalty is of format svd alone"
+        for key, given in formats.items()
+        if given not in ("svd", "dense")
+    ]
+    if config.prune.epochs and config.prune.rule == "scale":
+        found.append("prune.rule: given 'scale'; prior svd_penalty has no scales: take energy or norm_lost")
+    engine = config.engine.name
+    if isinstance(config.engine, Sampler):
+        others = ", ".join(name for name in registry.PRIORS if name != "svd_penalty")
+        found.append(
+            f"prior.name: given 'svd_penalty', which is improper: {engine} would drift for ever; fit by "
+            f"engine.name: map, or take one of {others}"
+        )
+    return found
 
 
 def _sampling_problems(config: Config) -> list[str]:

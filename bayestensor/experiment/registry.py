@@ -51,6 +51,7 @@ PRIORS: dict[str, type[Section]] = {
     "gamma": sections.Gamma,
     "generalised_hyperbolic": sections.GeneralisedHyperbolic,
     "cumulative_shrinkage": sections.CumulativeShrinkage,
+    "svd_penalty": sections.SvdPenalty,
 }
 ENGINES = engines.ENGINES
 OPTIMIZERS = engines.OPTIMIZERS

@@ -92,6 +92,7 @@ FORMAT_NAMES = (
     "tensor_ring",
     "block_term",
     "hierarchical_tucker",
+    "svd",
 )
 
 
@@ -207,6 +208,15 @@ class GeneralisedHyperbolic(_Prior):
     shape: Positive = 0.5
     scale: Positive = 0.01
     rate: Positive = 0.1
+
+
+class SvdPenalty(_Prior):
+    """`exp(-N (orthogonality (||u'u - I||^2 + ||v'v - I||^2) / rank^2 + sparsity measure(s)))`, N data; MAP alone."""
+
+    name: Literal["svd_penalty"]
+    orthogonality: NonNegative = 1.0
+    sparsity: NonNegative = 0.1
+    measure: Literal["hoyer", "squared_hoyer", "l1"] = "hoyer"
 
 
 class CumulativeShrinkage(_Prior):

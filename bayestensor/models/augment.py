@@ -89,6 +89,16 @@ def polya_gamma(key: Key[Array, ""], c: Float[Array, "*n"], draw: float | Array 
     return polya_gamma_mean(c) + draw * terms.sum(0)
 
 
+def polya_gamma_power(
+    key: Key[Array, ""], b: Float[Array, "*n"], c: Float[Array, "*n"], draw: float | Array = 1.0
+) -> Float[Array, "*n"]:
+    """PG(b, c) for any b, 0 where b is, or its mean where `draw` is 0: as `polya_gamma` with g_k ~ Gamma(b, 1)."""
+    share = _shares(c, _TERMS)
+    shape = jnp.broadcast_to(jnp.where(b > 0, b, 1.0)[None], share.shape)
+    terms = (jnp.exp(draw_log_gamma(key, shape)) - shape) * share
+    return jnp.where(b > 0, b * polya_gamma_mean(c) + draw * terms.sum(0), 0.0)
+
+
 def polya_gamma_sum(
     key: Key[Array, ""], b: Float[Array, "*n"], c: Float[Array, "*n"], draw: float | Array = 1.0
 ) -> Float[Array, "*n"]:

@@ -14,8 +14,7 @@ from bayestensor.models.likelihoods import Likelihood
 from bayestensor.models.shrinkage import (
     clip_scales,
     initial_log_scales,
-    log_prior_cores,
-    log_prior_scales,
+    log_prior_network,
     mode_scales,
 )
 from bayestensor.priors.base import ScalePrior
@@ -79,8 +78,8 @@ class CompletionModel:
     def log_prior(self, position: Position) -> Scalar:
         """Cores, scales and the likelihood's own parameters."""
         tensor = self.tensors(position)[LAYER]
-        cores = log_prior_cores(tensor, position["log_scales"], self.variances[LAYER])
-        return self.log_prior_outside(position) + cores + log_prior_scales(self.priors[LAYER], position["log_scales"])
+        own = log_prior_network(self.priors[LAYER], tensor, position["log_scales"], self.variances[LAYER])
+        return self.log_prior_outside(position) + own
 
     def log_prior_outside(self, position: Position) -> Scalar:
         """The part of the log prior that is neither of cores nor of scales."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,11 @@ import numpy as np
 
 from bayestensor.models import side
 from bayestensor.models.augment import DISCRETE, augmented, dispersion
-from bayestensor.models.compiled import quick_jit
+from bayestensor.models.compiled import Numbers, quick_jit
 from bayestensor.models.conditionals import (
     HIGHEST_PRECISION,
     best_precision,
+    pick_levels,
     pick_scales,
     precision_shape,
     prior_precision,
@@ -34,6 +35,7 @@ from bayestensor.models.effects import Effects, spread_out, taken_off, update
 from bayestensor.models.effects import start as no_effects
 from bayestensor.models.rows import CORRELATIONS, chain_posterior, innovations, pick_correlations, row_posterior
 from bayestensor.models.side import Features, Side
+from bayestensor.models.state import Chance, How, State, Swept
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.network import Factored, Network
 from bayestensor.tensor.normal import (
@@ -46,55 +48,6 @@ from bayestensor.tensor.normal import (
     to_rows,
 )
 from bayestensor.typing import Array, Bool
-
-
-class How(NamedTuple):
-    """What a sweep does, as numbers, so that one compiled program serves all three engines."""
-
-    draw: float | Array  # 1: conditional draws; 0: conditional means and modes
-    spreads: float | Array  # 1: the other cores' posterior covariances count
-
-
-GIBBS, VARIATIONAL, MAP = How(1.0, 0.0), How(0.0, 1.0), How(0.0, 0.0)
-
-
-class Chance(NamedTuple):
-    """What sweeps draw from, one row a sweep, made on the host (`Conjugate.chance`): quicker there, and no code here.
-
-    What is left to keys are the laws that depend on what is drawn, of scales, effects and hidden variables.
-    """
-
-    bits: Array  # [n, 2], unsigned: of a key
-    normal: Array  # [n, entries of all cores]
-    gumbel: Array  # [n, correlations, columns of smooth cores]
-    gamma: Array  # [n]: of the law of the noise precision, of mean 1
-
-
-class State(NamedTuple):
-    """Where a closed-form fit stands.
-
-    `covariances[core]` is [q, p, p]: of the posterior of the core's rows in mean-field inference, zero for a draw. With
-    none at all (`{}`) sweeps do without: draws and conditional modes the same, quicker where entries are a long list.
-    """
-
-    cores: dict[str, Array]
-    covariances: dict[str, Array]
-    scales: dict[str, Array]  # bond -> v
-    correlations: dict[str, Array]  # of neighbouring rows: smooth core -> [p]
-    precision: Array  # of the noise
-    effects: Effects
-    sides: dict[str, Side]  # of cores whose mode has features
-
-
-class Swept(NamedTuple):
-    """The cores after a sweep over them, and what all else is drawn from."""
-
-    cores: dict[str, Array]
-    covariances: dict[str, Array]
-    seconds: dict[str, Array]  # [q, p]: expected squares of the rows
-    pairs: dict[str, Array]  # [q - 1, p]: expected products of neighbouring rows, where smooth
-    precisions: dict[str, Array]  # [p]: the prior's
-    residual: Array  # expected weighted squares of data - X
 
 
 @dataclass(frozen=True)
@@ -124,10 +77,10 @@ class Conjugate:
         """Whether there is no noise to learn."""
         return self.likelihood in DISCRETE
 
-    def start(self, cores: Mapping[str, Array], precision: float, constant: float = 0.0) -> State:
-        """Cores to start from, every scale at 1; offsets at 0 around a constant. Arrays are NumPy's."""
-        cores = {c.name: np.asarray(cores[c.name]) for c in self.network.cores}
-        dtype = np.result_type(*cores.values())
+    def start(self, cores: Mapping[str, Numbers], precision: float, constant: float = 0.0) -> State:
+        """Cores to start from, every scale at 1; offsets at 0 around a constant. All but the cores is NumPy's."""
+        cores = {c.name: cores[c.name] for c in self.network.cores}
+        dtype: Any = jnp.result_type(*cores.values())
         shapes = self._shapes()
         covariances = {
             n: np.broadcast_to(self.variance * np.eye(p, dtype=dtype), (q, p, p)) for n, (q, p) in shapes.items()
@@ -181,7 +134,7 @@ class Conjugate:
         }
         bits = rng.integers(2**32, size=(n, 2), dtype=np.uint32)
         if not draw:
-            return Chance(bits, *map(np.zeros, sizes.values()), np.ones(n))
+            return Chance(bits, np.zeros(sizes["normal"]), np.zeros(sizes["gumbel"]), np.ones(n))
         shape = precision_shape(count)
         return Chance(
             bits,
@@ -221,7 +174,18 @@ class Conjugate:
         scales = pick_scales(scale_key, self.network, self.prior, self.variance, state.scales, roots, draw)
         sides = self._maps(side_keys[1], swept.cores, scales, strengths, draw) if self.sides else {}
         precision = jnp.where(hold, state.precision, jnp.minimum(precision, HIGHEST_PRECISION))
-        return State(swept.cores, swept.covariances, scales, correlations, precision, effects, sides)
+        new = State(swept.cores, swept.covariances, scales, correlations, precision, effects, sides)
+        return self._levelled(jax.random.fold_in(scale_key, len(scales)), new, draw) if len(scales) > 1 else new
+
+    def _levelled(self, key, state: State, draw) -> State:
+        """The same tensor with a factor moved from bond to bond (see `pick_levels`)."""
+        scales, by = pick_levels(key, self.network, self.prior, state.scales, draw)
+        return state._replace(
+            cores={name: core * by[name] for name, core in state.cores.items()},
+            covariances={name: spread * by[name] ** 2 for name, spread in state.covariances.items()},
+            sides={name: own._replace(map=own.map * by[name]) for name, own in state.sides.items()},
+            scales=scales,
+        )
 
     def _effects(self, hidden_key, effect_key, state: State, data: Observations, draw) -> tuple[Effects, Observations]:
         """Constant and offsets given the cores, and what they and the hidden variables leave for the network."""

@@ -235,5 +235,14 @@ def calibrated(model: nnx.Module, x: Float[Array, "n *shape"], batch_size: int =
     return result
 
 
+def uncalibrated(model: nnx.Module) -> nnx.Module:
+    """A copy that normalises each batch by its own statistics, as in training; as it is without batch normalisation."""
+    if not normalises(model):
+        return model
+    copy = nnx.clone(model)
+    copy.train()
+    return copy
+
+
 def _norms(model: nnx.Module) -> list[nnx.BatchNorm]:
     return [module for _, module in nnx.iter_modules(model) if isinstance(module, nnx.BatchNorm)]

@@ -2,13 +2,14 @@
 
 Class k is taken, if none before it was, with probability `sigmoid(eta_k)`, the last one otherwise (Linderman, Johnson,
 Adams, NeurIPS 2015): `eta[n, k] = <X_n, W[:, k]> + b[k] + f_k(X_n)`, b[k] ~ N(0, 10^2), f_k a Gaussian process of
-variance `ratio[k]`. Given omega ~ PG(1, eta), eta enters by `-omega eta^2 / 2 + kappa eta`, kappa = +-1/2 (Polson,
-Scott, Windle, JASA 108, 2013), and not at all where the class is no more in question.
+variance `ratio[k]`. Given omega ~ PG(w, eta), the likelihood to the power w, the weight of datum n, enters by
+`-omega eta^2 / 2 + kappa eta`, kappa = +-w/2 (Polson, Scott, Windle, JASA 108, 2013), and not at all where the class is
+no more in question.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.models.augment import polya_gamma
+from bayestensor.models.augment import polya_gamma, polya_gamma_power
 from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, run_portion, unknown_space_draw
 from bayestensor.models.compiled import quick_jit
 from bayestensor.tensor.design import responses
@@ -34,15 +35,17 @@ class Labelled:
 
     Attributes:
         x: covariates.
-        kappa: 1/2 where the class is this one, -1/2 where it is a later one, 0 where it is an earlier one.
+        kappa: w/2 where the class is this one, -w/2 where it is a later one, 0 where it is an earlier one.
         basis: `U sqrt(s)` of the remainder's kernel `U diag(s) U^T`, one column of zeros where there is none.
         families: of the smooth cores.
+        weighted: whether any weight w is not 1.
     """
 
     x: Float[Array, "n *rows"]
     kappa: Float[Array, "n *cols"]
     basis: Float[Array, "n m"]
     families: dict[str, Family]
+    weighted: bool = field(default=False, metadata={"static": True})
 
 
 class LogisticState(NamedTuple):
@@ -63,7 +66,11 @@ def sweep(
     active = data.kappa != 0
     rest = state.bias[None] + data.basis @ (state.z * jnp.sqrt(state.ratio)[None])
     eta = responses(model.network, state.coefficient.cores, data.x) + rest.reshape(shape)
-    omega = jnp.where(active, polya_gamma(omega_key, eta, draw), 0.0)
+    if data.weighted:
+        drawn = polya_gamma_power(omega_key, 2 * jnp.abs(data.kappa), eta, draw)
+    else:
+        drawn = polya_gamma(omega_key, eta, draw)
+    omega = jnp.where(active, drawn, 0.0)
     target = data.kappa - omega * rest.reshape(shape)
     coefficient = model.move(core_key, state.coefficient, data.x, omega, target, data.families, draw)
     low_rank = responses(model.network, coefficient.cores, data.x)

@@ -16,12 +16,11 @@ from bayestensor.models.likelihoods import Likelihood
 from bayestensor.models.shrinkage import (
     clip_scales,
     initial_log_scales,
-    log_prior_cores,
-    log_prior_scales,
+    log_prior_network,
     mode_scales,
 )
 from bayestensor.nn.weight import TensorWeight
-from bayestensor.priors.base import ScalePrior
+from bayestensor.priors.base import CorePrior, ScalePrior
 from bayestensor.tensor.network import Factored, Network, fitted
 from bayestensor.tensor.surgery import keep_axes, keep_network
 from bayestensor.typing import Array, Batch, Position, Scalar
@@ -73,11 +72,22 @@ class NeuralModel:
         if isinstance(prior, Mapping) and set(prior) != set(self.kernels):
             raise ValueError(f"priors name the layers {sorted(prior)}; the model's are {sorted(self.kernels)}")
         self.priors = dict(prior) if isinstance(prior, Mapping) else dict.fromkeys(self.kernels, prior)
+        for name, own in self.priors.items():
+            if isinstance(own, CorePrior):
+                own.check(self.kernels[name].network)
 
     def initial_position(self) -> Position:
         """Weights as the model came, every v at 1."""
         scales = {name: initial_log_scales(kernel.network) for name, kernel in self.kernels.items()}
         return {"weights": self._start, "log_scales": scales, "likelihood": self.likelihood.initial()}
+
+    def started(self, position: Position) -> Position:
+        """The same weights in the gauge that the priors favour, where one is of the cores themselves."""
+        cores = {}
+        for name, tensor in self.tensors(position).items():
+            prior = self.priors[name]
+            cores[name] = (prior.start(tensor) if isinstance(prior, CorePrior) else tensor).cores
+        return self.with_tensors(position, cores, position["log_scales"])
 
     def module(self, position: Position) -> nnx.Module:
         """The nnx model with a position's weights in it."""
@@ -119,9 +129,8 @@ class NeuralModel:
         """Cores and scales of every network, normal elsewhere, and the likelihood's own parameters."""
         total = self.log_prior_outside(position)
         for name, tensor in self.tensors(position).items():
-            log_scales = position["log_scales"][name]
-            total += log_prior_cores(tensor, log_scales, self.kernels[name].variance)
-            total += log_prior_scales(self.priors[name], log_scales)
+            scales, variance = position["log_scales"][name], self.kernels[name].variance
+            total += log_prior_network(self.priors[name], tensor, scales, variance)
         return total
 
     def log_prior_outside(self, position: Position) -> Scalar:

@@ -18,14 +18,17 @@ POINTS = 16
 SPANS = 0.5, 30.0  # ends of the lattice's log-uniform length, in units of log v: from a live scale's sd to dead to live
 
 
-def lattice_draw(key: Key[Array, ""], log_density: Callable[[Scalar], Scalar], x: Scalar) -> Scalar:
+def lattice_draw(
+    key: Key[Array, ""], log_density: Callable[[Scalar], Scalar], x: Scalar, draw: float | Array = 1.0
+) -> Scalar:
     """A move of `x` that leaves `exp(log_density)` as it is, in one vectorised evaluation.
 
         span ~ log-uniform(SPANS),   j ~ uniform{0 ... m-1}
         x_i = x + (i - j) span / m,   x <- x_i with probability proportional to exp(log_density(x_i))
 
     Given the lattice, every point of it would have led to it with the same probability, so the choice among them is a
-    Gibbs draw; nothing is rejected and nothing tuned. (Neal, "MCMC using ensembles of states", 2011.)
+    Gibbs draw; nothing is rejected and nothing tuned. (Neal, "MCMC using ensembles of states", 2011.) Where `draw` is
+    0, the best point of the lattice, which is no worse than x.
     """
     span, place, pick = jax.random.uniform(key, (3,), x.dtype)  # one stream: each more is compiled anew
     low, high = (math.log(span) for span in SPANS)
@@ -34,7 +37,7 @@ def lattice_draw(key: Key[Array, ""], log_density: Callable[[Scalar], Scalar], x
     values = jax.vmap(log_density)(points)
     values = jnp.where(jnp.isnan(values), -jnp.inf, values)  # far out, where a tensor overflows
     below = jnp.cumsum(jnp.exp(values - values.max()))
-    return points[(below <= pick * below[-1]).sum()]
+    return points[jnp.where(draw > 0, (below <= pick * below[-1]).sum(), values.argmax())]
 
 
 def draw_each(
@@ -62,7 +65,11 @@ def _each_of(key: Key[Array, ""], log_density: Callable[[Array], Scalar], x: Arr
 
 
 def exchange_levels(
-    key: Key[Array, ""], prior: ScalePrior, network: Network, log_scales: Mapping[str, Array]
+    key: Key[Array, ""],
+    prior: ScalePrior,
+    network: Network,
+    log_scales: Mapping[str, Array],
+    draw: float | Array = 1.0,
 ) -> dict[str, Array]:
     """Moves a common factor from every v of a bond to every v of the next, at fixed z, by `lattice_draw`.
 
@@ -75,16 +82,16 @@ def exchange_levels(
     times = {bond: sum(network.shrunk_by(core.name).count(bond) for core in network.cores) for bond in now}
     pairs = list(itertools.pairwise(bond for bond in now if times[bond]))
     for pair, own_key in zip(pairs, jax.random.split(key, max(len(pairs), 1)), strict=False):
-        now |= _exchange(own_key, prior, {bond: now[bond] for bond in pair}, times)
+        now |= _exchange(own_key, prior, {bond: now[bond] for bond in pair}, times, draw)
     return now
 
 
 def _exchange(
-    key: Key[Array, ""], prior: ScalePrior, pair: Mapping[str, Array], times: Mapping[str, int]
+    key: Key[Array, ""], prior: ScalePrior, pair: Mapping[str, Array], times: Mapping[str, int], draw: float | Array
 ) -> dict[str, Array]:
     b, c = pair
 
     def moved(t: Scalar) -> dict[str, Array]:
         return {b: pair[b] + t / times[b], c: pair[c] - t / times[c]}
 
-    return moved(lattice_draw(key, lambda t: log_prior_scales(prior, moved(t)), jnp.zeros((), pair[b].dtype)))
+    return moved(lattice_draw(key, lambda t: log_prior_scales(prior, moved(t)), jnp.zeros((), pair[b].dtype), draw))

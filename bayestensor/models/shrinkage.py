@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from bayestensor.priors.base import ScalePrior
+from bayestensor.priors.base import CorePrior, ScalePrior
 from bayestensor.tensor.contract import bond_energy
 from bayestensor.tensor.network import Factored, Network
 from bayestensor.typing import Array, Scalar
@@ -27,6 +27,13 @@ def log_variance(network: Network, name: str, log_scales: LogScales, variance: f
     for bond in network.shrunk_by(name):
         total = total + log_scales[bond][tuple(slice(None) if leg == bond else None for leg in core.legs)]
     return total
+
+
+def log_prior_network(prior: ScalePrior, tensor: Factored, log_scales: LogScales, variance: float) -> Scalar:
+    """log density of a network's cores and scales: normal cores given the scales, or what the prior puts there."""
+    if isinstance(prior, CorePrior):
+        return prior.log_density_cores(tensor)
+    return log_prior_cores(tensor, log_scales, variance) + log_prior_scales(prior, log_scales)
 
 
 def log_prior_cores(tensor: Factored, log_scales: LogScales, variance: float) -> Scalar:

@@ -7,6 +7,7 @@ from bayestensor.priors.generalised_hyperbolic import GeneralisedHyperbolic
 from bayestensor.priors.half_cauchy import HalfCauchy
 from bayestensor.priors.inverse_gamma import InverseGamma
 from bayestensor.priors.log_uniform import LogUniform
+from bayestensor.priors.svd_penalty import SvdPenalty
 
 __all__ = [
     "PRIORS",
@@ -17,10 +18,12 @@ __all__ = [
     "InverseGamma",
     "LogUniform",
     "ScalePrior",
+    "SvdPenalty",
     "conditional",
     "named_prior",
 ]
 
+# what may be named where scales are learnt: `SvdPenalty` has none
 PRIORS: dict[str, type] = {
     "log_uniform": LogUniform,
     "half_cauchy": HalfCauchy,

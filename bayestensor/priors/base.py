@@ -8,9 +8,10 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
-from bayestensor.typing import Array, Float, Key
+from bayestensor.tensor.network import Factored, Network
+from bayestensor.typing import Array, Float, Key, Scalar
 
-__all__ = ["ScalePrior", "conditional", "exp_in_range", "require_positive"]
+__all__ = ["CorePrior", "ScalePrior", "conditional", "exp_in_range", "require_positive"]
 
 
 @runtime_checkable
@@ -48,6 +49,27 @@ class ScalePrior(Protocol):
 
     def sample(self, key: Key[Array, ""], shape: tuple[int, ...], dtype=jnp.float32) -> Array:
         """Independent prior draws of v; the last axis of `shape` is the bond."""
+        ...
+
+
+@runtime_checkable
+class CorePrior(ScalePrior, Protocol):
+    """A density of the cores themselves in place of the normal one; the scales are held at 1, `support == (0, 0)`."""
+
+    def check(self, network: Network) -> None:
+        """Refuse a network that this prior is not for.
+
+        Raises:
+            ValueError: saying which it is for.
+        """
+        ...
+
+    def log_density_cores(self, tensor: Factored) -> Scalar:
+        """log p(cores), up to a constant where the prior is improper."""
+        ...
+
+    def start(self, tensor: Factored) -> Factored:
+        """The same tensor in the gauge that the density favours."""
         ...
 
 

@@ -46,6 +46,7 @@ def decompose(
       the sum of what each bond discards, none of which is more than the best tensor of that network loses, hence
       `error <= sqrt(number of bonds) * best error` (De Lathauwer et al. 2000 for Tucker, Grasedyck 2010 for
       hierarchical Tucker, Oseledets 2011 for tensor trains). One bond only: the optimum (Eckart and Young 1936).
+      A core that only weighs the indices of one bond (an SVD's s) is left out and put back as ones.
     - Anything else (CP, block-term, tensor ring with two modes or more, hyperedges): alternating least squares,
       the best of several random starts (Kolda and Bader 2009, section 3.4). The error falls with every step, to
       a stationary point: no bound, and a best CP approximation of a given rank need not even exist.
@@ -76,8 +77,9 @@ def decompose(
         raise ValueError(f"array holds {np.count_nonzero(~np.isfinite(X))} values that are not finite; mend them first")
     if starts < 1:
         raise ValueError(f"starts is {starts}; least squares needs at least one")
-    if is_tree(network):
-        cores = tree_svd(X, network)
+    bare = without_weights(network)
+    if is_tree(bare):
+        cores = {core.name: np.ones(network.core_shape(core.name)) for core in network.cores} | tree_svd(X, bare)
     else:
         keys = jax.random.split(key, starts)
         runs = [least_squares(X, network, random_start(X, network, k), sweeps, tolerance, ridge) for k in keys]
@@ -126,6 +128,13 @@ def is_tree(network: Network) -> bool:
         for bond in network.core[name].legs:
             reached += [other for other in on[bond] if other not in reached]
     return len(reached) == len(network.cores) == len(network.bonds) + 1
+
+
+def without_weights(network: Network) -> Network:
+    """The network less the cores that hold one bond and nothing else, where two other cores have that bond."""
+    on = {bond: sum(bond in core.legs for core in network.cores) for bond in network.bonds}
+    kept = tuple(core for core in network.cores if len(core.legs) != 1 or on.get(core.legs[0]) != 3)
+    return Network(kept, network.sizes, network.rows, network.cols)
 
 
 def tree_svd(X: np.ndarray, network: Network) -> Cores:

@@ -161,6 +161,21 @@ def hierarchical_tucker(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Netwo
     return Network(tuple(cores), sizes | _ranks(rank, full), row_legs, col_legs)
 
 
+def svd(rows: Shape, cols: Shape = (), rank: Rank = 10) -> Network:
+    """Singular value decomposition of the matrix of rows against columns: `X[i, j] = sum_r u[i, r] s[r] v[j, r]` (Yang
+    et al. 2020, arXiv 2004.09031; `priors.SvdPenalty` makes u and v orthonormal). Where one side has no modes, the
+    first half of them stands against the second. An int rank is cut to what the matrix can have."""
+    row_legs, col_legs, sizes = _modes(rows, cols)
+    modes = row_legs + col_legs
+    middle = len(row_legs) if row_legs and col_legs else (len(modes) + 1) // 2
+    full = _smaller_side([sizes[leg] for leg in modes], slice(0, middle))
+    ranks = _ranks(rank, {"rank": full})
+    if isinstance(rank, Integral):
+        ranks["rank"] = min(ranks["rank"], full)
+    cores = (Core("u", (*modes[:middle], "rank")), Core("s", ("rank",)), Core("v", (*modes[middle:], "rank")))
+    return Network(cores, sizes | ranks, row_legs, col_legs)
+
+
 FORMATS: dict[str, Callable[..., Network]] = {
     "cp": cp,
     "tucker": tucker,
@@ -169,6 +184,7 @@ FORMATS: dict[str, Callable[..., Network]] = {
     "tensor_ring": tensor_ring,
     "block_term": block_term,
     "hierarchical_tucker": hierarchical_tucker,
+    "svd": svd,
 }
 
 

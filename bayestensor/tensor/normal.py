@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import mul
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -117,8 +117,8 @@ def split_legs(network: Network, core: Core) -> tuple[tuple[str, ...], tuple[str
     return tuple(x for x in core.legs if x in network.modes), tuple(x for x in core.legs if x not in network.modes)
 
 
-def to_rows(network: Network, name: str, array: Array) -> Float[Array, "q p"]:
-    """A core as a matrix: mode legs by bond legs. Leading axes (draws) stay in front."""
+def to_rows(network: Network, name: str, array: Any) -> Any:
+    """A core as a matrix [q, p], NumPy's or JAX's: mode legs by bond legs. Leading axes (draws) stay in front."""
     core = network.core[name]
     lead = array.ndim - len(core.legs)
     order = [core.legs.index(leg) + lead for part in split_legs(network, core) for leg in part]
@@ -126,7 +126,7 @@ def to_rows(network: Network, name: str, array: Array) -> Float[Array, "q p"]:
     return array.transpose(*range(lead), *order).reshape(*array.shape[:lead], q, p)
 
 
-def from_rows(network: Network, name: str, rows: Float[Array, "q p"]) -> Array:
+def from_rows(network: Network, name: str, rows: Any) -> Any:
     """The inverse of `to_rows`."""
     core = network.core[name]
     legs = [leg for part in split_legs(network, core) for leg in part]

@@ -21,13 +21,16 @@ def linear_network(
     """A (out_features, in_features) matrix in `order` modes a side, as equal as the widths' divisors allow.
 
     A prime width stays one mode, which no format splits. Modes of 1 are kept only where rows and columns are paired
-    (TT-matrix), and formats with a centre of all bonds (Tucker, block-term) have at most two a side. In a tree an int
-    rank is cut, bond by bond, to what any tensor of the shape can use.
+    (TT-matrix), formats with a centre of all bonds (Tucker, block-term) have at most two a side, and an SVD has one. In
+    a tree an int rank is cut, bond by bond, to what any tensor of the shape can use.
 
     Raises:
         ValueError: an unknown format, widths below 1, a rank that the format does not take.
     """
-    order = 2 if order is None and format in CENTRED and max(out_features, in_features) > 8 else order
+    if order is None and format in CENTRED and max(out_features, in_features) > 8:
+        order = 2
+    if order is None and format == "svd":
+        order = 1
     rows, cols = matrix_shapes(out_features, in_features, order)
     return _network(format, rows, cols, rank)
 

@@ -40,8 +40,9 @@ def started_at_truth(shape, factors, coords, values, sweeps: int = 10):
     """Factors after sweeps of least squares, ridge of the noise's size, from the true ones: what a start can lead to."""
     import jax
 
-    from bayestensor.models.conjugate import MAP, Conjugate
+    from bayestensor.models.conjugate import Conjugate
     from bayestensor.models.conjugate import sweeps as run
+    from bayestensor.models.state import MAP
     from bayestensor.priors import InverseGamma
     from bayestensor.tensor.formats import cp
     from bayestensor.tensor.normal import Entries
