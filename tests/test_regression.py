@@ -25,11 +25,11 @@ from bayestensor.models.coefficient import (
     CoefficientState,
     Family,
     core_sd,
-    row_space_draw,
-    unknown_space_draw,
 )
-from bayestensor.models.regression import RATIOS, Centred, independent_share, pick_noise
+from bayestensor.models.numbers import Numbers
+from bayestensor.models.regression import RATIOS, Centred, independent_share, noise_count, pick_noise
 from bayestensor.models.rows import CORRELATIONS
+from bayestensor.models.whitened import row_space_draw, unknown_space_draw
 from bayestensor.priors import InverseGamma
 from bayestensor.tensor import design as equations
 from bayestensor.tensor.formats import FORMATS, cp
@@ -138,7 +138,8 @@ def test_a_sweep_keeps_the_prior_when_data_are_drawn_from_it():
         x = jax.random.normal(x_key, (6, 3), jnp.float64)
         eta = equations.responses(network, cores, x)
         y = eta + sd * jax.random.normal(y_key, eta.shape, eta.dtype)
-        after = model.move(sweep_key, state, x, jnp.ones_like(y), y, {"factor0": family}, 1.0)
+        numbers = Numbers.drawn(sweep_key, model.count(y.shape), y.dtype)
+        after = model.move(numbers, state, x, jnp.ones_like(y), y, {"factor0": family}, 1.0)
         return statistics(state), statistics(after)
 
     def statistics(state):
@@ -254,7 +255,7 @@ def test_noise_and_ratio_are_drawn_from_their_posterior():
 
         @jax.jit
         def draw(key):
-            return pick_noise(*jax.random.split(key), data.y, data, 1.0)
+            return pick_noise(Numbers.drawn(key, noise_count(data), jnp.float64), data.y, data, 1.0)
 
         precision, ratio = jax.lax.map(draw, jax.random.split(jax.random.key(0), 20_000))
     precision, at = np.asarray(precision), np.searchsorted(RATIOS, np.asarray(ratio))

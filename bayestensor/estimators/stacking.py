@@ -10,7 +10,8 @@ import numpy as np
 
 from bayestensor.estimators.remainder import LENGTHS, Plan, Remainder, build, equalising, log_evidence, of_ratios
 from bayestensor.models.compiled import quick_jit
-from bayestensor.models.regression import RATIOS, Centred, pick_noise
+from bayestensor.models.numbers import Numbers, draw_numbers
+from bayestensor.models.regression import RATIOS, Centred, noise_count, pick_noise
 from bayestensor.tensor.design import responses
 from bayestensor.tensor.network import Network
 
@@ -99,13 +100,14 @@ def dealt(weights: list[float], total: int) -> list[list[Any]]:
 @partial(quick_jit, static_argnames="network")
 def noise_given(network: Network, seed: Any, part: Any, cores: Any, data: Centred) -> Any:
     """(precision, ratio) drawn given each draw of W [draw, ...]: of another kernel than W was drawn with."""
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), part), (len(jax.tree.leaves(cores)[0]), 2))
+    key, total = jax.random.fold_in(jax.random.key(seed), part), len(jax.tree.leaves(cores)[0])
+    numbers = draw_numbers(key, (total,), noise_count(data), data.y.dtype)
 
     def one(now):
-        own, key = now
-        return pick_noise(key[0], key[1], data.y - responses(network, own, data.x), data, 1.0)
+        own, mine = now
+        return pick_noise(Numbers(*mine), data.y - responses(network, own, data.x), data, 1.0)
 
-    return jax.lax.map(one, (cores, keys))
+    return jax.lax.map(one, (cores, numbers))
 
 
 def _log_density(

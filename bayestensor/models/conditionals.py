@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from bayestensor.models.scale_moves import exchange_levels
 from bayestensor.priors.base import ScalePrior, conditional
-from bayestensor.priors.log_gamma import draw_log_gamma
+from bayestensor.priors.log_gamma import GammaNumbers, log_gamma
 from bayestensor.tensor.contract import bond_energy, contract
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.normal import split_legs
@@ -88,8 +88,8 @@ def precision_shape(count: Any) -> Any:
     return 0.5 * count + _SHAPE
 
 
-def pick_precision(key: Key[Array, ""], count: Array, residual: Array, draw: float | Array) -> Float[Array, ""]:
-    """Of the noise: Gamma(count / 2, residual / 2) drawn, or `count / residual`."""
+def precision_of(numbers: GammaNumbers, count: Array, residual: Array, draw: float | Array) -> Float[Array, ""]:
+    """Of the noise: Gamma(count / 2, residual / 2) drawn from random numbers that there are, or `count / residual`."""
     shape, best = precision_shape(count), best_precision(count, residual)
-    drawn = jnp.exp(draw_log_gamma(key, shape) - jnp.log(shape)) * best
+    drawn = jnp.exp(log_gamma(numbers, shape) - jnp.log(shape)) * best
     return jnp.minimum(jnp.where(draw > 0, drawn, best), HIGHEST_PRECISION)

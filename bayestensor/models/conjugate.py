@@ -22,7 +22,7 @@ import numpy as np
 
 from bayestensor.models import side
 from bayestensor.models.augment import DISCRETE, augmented, dispersion
-from bayestensor.models.compiled import Numbers, quick_jit
+from bayestensor.models.compiled import AnyArray, quick_jit
 from bayestensor.models.conditionals import (
     HIGHEST_PRECISION,
     best_precision,
@@ -77,7 +77,7 @@ class Conjugate:
         """Whether there is no noise to learn."""
         return self.likelihood in DISCRETE
 
-    def start(self, cores: Mapping[str, Numbers], precision: float, constant: float = 0.0) -> State:
+    def start(self, cores: Mapping[str, AnyArray], precision: float, constant: float = 0.0) -> State:
         """Cores to start from, every scale at 1; offsets at 0 around a constant. All but the cores is NumPy's."""
         cores = {c.name: cores[c.name] for c in self.network.cores}
         dtype: Any = jnp.result_type(*cores.values())
@@ -126,7 +126,7 @@ class Conjugate:
         return x, spread_out(state.effects.values, data, self.network.modes, x)
 
     def chance(self, rng: np.random.Generator, n: int, count: float, draw: bool) -> Chance:
-        """Numbers for n sweeps over `count` observations; such as leave means and modes alone where none draws."""
+        """AnyArray for n sweeps over `count` observations; such as leave means and modes alone where none draws."""
         shapes = self._shapes()
         sizes = {
             "normal": (n, sum(q * p for q, p in shapes.values())),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.models.augment import DISCRETE
-from bayestensor.models.compiled import Numbers
+from bayestensor.models.compiled import AnyArray
 from bayestensor.priors import InverseGamma
 from bayestensor.tensor.normal import Observations
 from bayestensor.typing import Array, Key
@@ -28,14 +28,14 @@ _CONSTANT_PRECISION = 0.01  # prior of the constant: sd 10 in the same units, or
 class Effects(NamedTuple):
     """Constant and offsets under their modes' names; variances are those of mean-field inference, zero for a draw."""
 
-    values: dict[str, Numbers]  # constant []; mode -> [size]
-    variances: dict[str, Numbers]
-    scales: dict[str, Numbers]  # mode -> v
+    values: dict[str, AnyArray]  # constant []; mode -> [size]
+    variances: dict[str, AnyArray]
+    scales: dict[str, AnyArray]  # mode -> v
 
 
 def start(names: tuple[str, ...], sizes: Mapping[str, int], constant: float, dtype) -> Effects:
     """The constant alone; no effects at all where there are no names."""
-    values: dict[str, Numbers] = {name: np.zeros(sizes[name], dtype) for name in names if name != CONSTANT}
+    values: dict[str, AnyArray] = {name: np.zeros(sizes[name], dtype) for name in names if name != CONSTANT}
     if CONSTANT in names:
         values[CONSTANT] = np.asarray(constant, dtype)
     scales = {name: np.full((), 0.1, dtype) for name in names if name != CONSTANT}

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.models.compiled import Numbers
+from bayestensor.models.compiled import AnyArray
 from bayestensor.priors.log_concave import sample_log_concave
 from bayestensor.typing import Array, Float, Key
 
@@ -62,8 +62,8 @@ class Features:
 class Side(NamedTuple):
     """map [f, p] and strength [] of one core."""
 
-    map: Numbers
-    strength: Numbers
+    map: AnyArray
+    strength: AnyArray
 
 
 def start(features: Features, p: int, dtype) -> Side:

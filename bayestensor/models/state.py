@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from bayestensor.models.compiled import Numbers
+from bayestensor.models.compiled import AnyArray
 from bayestensor.models.effects import Effects
 from bayestensor.models.side import Side
 
@@ -12,8 +12,8 @@ from bayestensor.models.side import Side
 class How(NamedTuple):
     """What a sweep does, as numbers, so that one compiled program serves all three engines."""
 
-    draw: float | Numbers  # 1: conditional draws; 0: conditional means and modes
-    spreads: float | Numbers  # 1: the other cores' posterior covariances count
+    draw: float | AnyArray  # 1: conditional draws; 0: conditional means and modes
+    spreads: float | AnyArray  # 1: the other cores' posterior covariances count
 
 
 GIBBS, VARIATIONAL, MAP = How(1.0, 0.0), How(0.0, 1.0), How(0.0, 0.0)
@@ -25,10 +25,10 @@ class Chance(NamedTuple):
     What is left to keys are the laws that depend on what is drawn, of scales, effects and hidden variables.
     """
 
-    bits: Numbers  # [n, 2], unsigned: of a key
-    normal: Numbers  # [n, entries of all cores]
-    gumbel: Numbers  # [n, correlations, columns of smooth cores]
-    gamma: Numbers  # [n]: of the law of the noise precision, of mean 1
+    bits: AnyArray  # [n, 2], unsigned: of a key
+    normal: AnyArray  # [n, entries of all cores]
+    gumbel: AnyArray  # [n, correlations, columns of smooth cores]
+    gamma: AnyArray  # [n]: of the law of the noise precision, of mean 1
 
 
 class State(NamedTuple):
@@ -38,11 +38,11 @@ class State(NamedTuple):
     none at all (`{}`) sweeps do without: draws and conditional modes the same, quicker where entries are a long list.
     """
 
-    cores: dict[str, Numbers]
-    covariances: dict[str, Numbers]
-    scales: dict[str, Numbers]  # bond -> v
-    correlations: dict[str, Numbers]  # of neighbouring rows: smooth core -> [p]
-    precision: Numbers  # of the noise
+    cores: dict[str, AnyArray]
+    covariances: dict[str, AnyArray]
+    scales: dict[str, AnyArray]  # bond -> v
+    correlations: dict[str, AnyArray]  # of neighbouring rows: smooth core -> [p]
+    precision: AnyArray  # of the noise
     effects: Effects
     sides: dict[str, Side]  # of cores whose mode has features
 
@@ -50,9 +50,9 @@ class State(NamedTuple):
 class Swept(NamedTuple):
     """The cores after a sweep over them, and what all else is drawn from."""
 
-    cores: dict[str, Numbers]
-    covariances: dict[str, Numbers]
-    seconds: dict[str, Numbers]  # [q, p]: expected squares of the rows
-    pairs: dict[str, Numbers]  # [q - 1, p]: expected products of neighbouring rows, where smooth
-    precisions: dict[str, Numbers]  # [p]: the prior's
-    residual: Numbers  # expected weighted squares of data - X
+    cores: dict[str, AnyArray]
+    covariances: dict[str, AnyArray]
+    seconds: dict[str, AnyArray]  # [q, p]: expected squares of the rows
+    pairs: dict[str, AnyArray]  # [q - 1, p]: expected products of neighbouring rows, where smooth
+    precisions: dict[str, AnyArray]  # [p]: the prior's
+    residual: AnyArray  # expected weighted squares of data - X
