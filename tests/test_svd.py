@@ -13,6 +13,7 @@ from small import Known
 import bayestensor as bt
 from bayestensor.errors import ConfigError
 from bayestensor.experiment import config as configs
+from bayestensor.experiment.build import prior
 from bayestensor.experiment.check import check
 from bayestensor.inference.nuts import nuts
 from bayestensor.inference.sghmc import sghmc
@@ -90,10 +91,10 @@ def data():
 
 def trained(sparsity):
     x, y = data()
-    prior = bt.SvdPenalty(5.0 * len(x), sparsity * len(x))
+    penalty = bt.SvdPenalty(5.0 * len(x), sparsity * len(x))
     rate = optax.cosine_decay_schedule(0.02, 800)
     return bt.fit_map(
-        net(), x, y, prior=prior, likelihood=Known(1.0), optimizer=optax.sgd(rate, 0.9), epochs=100, batch_size=64
+        net(), x, y, prior=penalty, likelihood=Known(1.0), optimizer=optax.sgd(rate, 0.9), epochs=100, batch_size=64
     )
 
 
@@ -111,8 +112,8 @@ def test_map_finds_the_rank_and_keeps_the_sides_orthonormal():
     assert dense_like.ranks["layers.0"]["rank"] > 2
 
 
-def model(prior=PENALTY):
-    return bt.NeuralModel(net(), prior, Gaussian(1.0))
+def model():
+    return bt.NeuralModel(net(), PENALTY, Gaussian(1.0))
 
 
 ENGINES = {
@@ -160,3 +161,9 @@ RAW = {"name": "x", "data": {"name": "digits"}, "prior": {"name": "svd_penalty"}
 def test_configs_that_contradict_themselves(raw, message):
     with pytest.raises(ConfigError, match=message):
         check(configs.build(RAW | raw))
+
+
+def test_weights_of_a_config_are_a_datum_of_the_training_data():
+    data, model = {"name": "digits", "validation": 0.2}, {"name": "mlp", "format": "svd"}
+    raw = RAW | {"data": data, "model": model, "prior": RAW["prior"] | {"orthogonality": 2.0, "measure": "l1"}}
+    assert prior(configs.build(raw)) == bt.SvdPenalty(1150 * 2.0, 1150 * 0.1, "l1")  # 1437 less a fifth

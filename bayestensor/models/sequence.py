@@ -107,11 +107,11 @@ def bilstm(
     *,
     format: str = "tt_matrix",
     rank: int = 8,
+    order: int | None = None,
     rngs: nnx.Rngs,
 ) -> BiLSTM:
-    """A `BiLSTM` with every weight in one format, or all dense with `format="dense"`."""
-
-    weights = Weights(format, rank, None, rngs)
+    """A `BiLSTM` with every weight in one format, `order` modes a side, or all dense with `format="dense"`."""
+    weights = Weights(format, rank, order, rngs)
 
     def cell() -> nnx.Module:
         if format == "dense":

@@ -17,3 +17,4 @@ go tucker model.rank=12 "$modes"
 go tensor_ring model.rank=8 "$modes"
 go block_term model.rank=8 "$modes"
 go hierarchical_tucker model.rank=12 "$modes"
+go svd model.rank=20 model.shapes=null # the matrices as they are

@@ -34,15 +34,16 @@ TEMPERATURE = 0.1
 KEYS = ("model", "format", "seed")
 
 
-def build(name: str, words: int, format: str, rank: int, rngs: nnx.Rngs) -> nnx.Module:
+def build(name: str, words: int, format: str, order: int | None, rank: int, rngs: nnx.Rngs) -> nnx.Module:
+    options = {"format": format, "rank": rank, "order": order, "rngs": rngs}
     if name == "bilstm":
-        return bilstm(words, WIDTH, WIDTH, 7, format=format, rank=rank, rngs=rngs)
-    return transformer_encoder(words, LENGTH, WIDTH, 7, format=format, rank=rank, rngs=rngs)
+        return bilstm(words, WIDTH, WIDTH, 7, **options)
+    return transformer_encoder(words, LENGTH, WIDTH, 7, **options)
 
 
 def row(name: str, format: str, seed: int, data, x, y, options) -> tuple[dict, bt.Fit]:
-    of_rank = partial(build, name, len(data.words), format)
-    dense = size(partial(build, name, len(data.words), "dense", 1))
+    of_rank = partial(build, name, len(data.words), format, options.order)
+    dense = size(partial(build, name, len(data.words), "dense", None, 1))
     rank = 1 if format == "dense" else largest_rank(of_rank, dense // SMALLER)
     rates = DENSE_RATES if format == "dense" else RATES
     steps = options.epochs * (len(x) // BATCH)
@@ -59,7 +60,7 @@ def row(name: str, format: str, seed: int, data, x, y, options) -> tuple[dict, b
         seed=seed,
     )
     record = {"model": name, "format": format, "seed": seed, "dense": dense}
-    record |= {"parameters": fit.num_parameters, "rank": rank, "nll": fit.history[-1]["nll"]}
+    record |= {"parameters": fit.num_parameters, "rank": rank, "order": options.order, "nll": fit.history[-1]["nll"]}
     record |= {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent}
     return record, fit
 
@@ -67,10 +68,13 @@ def row(name: str, format: str, seed: int, data, x, y, options) -> tuple[dict, b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(RATES), choices=list(RATES))
-    parser.add_argument("--formats", nargs="+", default=["dense", *FORMATS], choices=["dense", *FORMATS])
+    every = ["dense", *FORMATS]
+    small = [name for name in every if name != "svd"]  # in which the embedding alone is above the budget at rank 1
+    parser.add_argument("--formats", nargs="+", default=small, choices=every)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--rate", type=float, help="of Adam, instead of the model's")
+    parser.add_argument("--order", type=int, help="modes a side of every weight, instead of the widths' own number")
     parser.add_argument("--temperature", type=float, default=TEMPERATURE)
     parser.add_argument("--validation", action="store_true", help="score a tenth of the training utterances instead")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.jsonl"))
