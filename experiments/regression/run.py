@@ -95,7 +95,13 @@ def run(task, method, seed, folds, distinct=False):
         began = time.process_time()
         given = x[train], y[train], x[test], y[test], seed
         figures = classes(method, *given) if task in CLASSES else regression(task, method, *given)
-        row = {"task": task + " distinct" * distinct, "method": method, "seed": seed, "fold": fold, "n": len(test)} | figures
+        row = {
+            "task": task + " distinct" * distinct,
+            "method": method,
+            "seed": seed,
+            "fold": fold,
+            "n": len(test),
+        } | figures
         row["cpu_seconds"] = round(time.process_time() - began, 1)
         print(json.dumps(row), flush=True)
         with RESULTS.open("a") as file:
