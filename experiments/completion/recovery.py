@@ -107,7 +107,7 @@ def table(lines: list[dict]) -> str:
         "| row | seeds | exact rank | other ranks | error | from the truth | worst |",
         "|---|---|---|---|---|---|---|",
     ]
-    for (row, prior), fits in rows.items():
+    for (row, prior), fits in sorted(rows.items(), key=lambda item: (item[0][1] or "", ROWS.index(item[0][0]))):
         form, rank, snr, _ = row.split(":")
         ranks = [list(f["rank"].values()) if isinstance(f["rank"], dict) else [f["rank"]] for f in fits]
         wrong = [r[0] if len(r) == 1 else r for r in ranks if set(r) != {int(rank)}]
