@@ -11,10 +11,10 @@ BINS = 8
 
 
 def ranks(truth: np.ndarray, draws: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(rank of `truth[n]` among `draws[n, :]` + 1/2) / (L + 1), ties broken at random: uniform if calibrated."""
+    """(rank of `truth[n]` among `draws[n, :]` + uniform) / (L + 1), ties broken at random: uniform if calibrated."""
     random = np.random.default_rng([2018, seed])  # another stream than the caller may use
     below, equal = (draws < truth[:, None]).sum(1), (draws == truth[:, None]).sum(1)
-    return (below + random.integers(equal + 1) + 0.5) / (draws.shape[1] + 1)
+    return (below + random.integers(equal + 1) + random.random(len(truth))) / (draws.shape[1] + 1)
 
 
 def p_values(uniform: np.ndarray) -> tuple[float, float, float]:

@@ -10,10 +10,12 @@ import scipy.stats
 from scipy.special import expit
 
 from bayestensor.estimators import TensorClassifier
-from bayestensor.models.augment import polya_gamma, polya_gamma_power
+from bayestensor.models.augment import TERMS, polya_gamma, polya_gamma_of
 from bayestensor.models.coefficient import Coefficient, CoefficientState
-from bayestensor.models.logistic import RATIOS, Labelled, LogisticState, stick_probabilities, sweep
+from bayestensor.models.logistic import RATIOS, Labelled, LogisticState, number_count, stick_probabilities, sweep
+from bayestensor.models.numbers import Numbers
 from bayestensor.priors import InverseGamma
+from bayestensor.priors.log_gamma import draw_log_gamma
 from bayestensor.tensor.formats import cp
 
 FAST = {"num_draws": 100, "burn_in": 50, "smooth": (), "random_state": 0}
@@ -28,7 +30,11 @@ def test_polya_gamma_draws_have_their_laplace_transform(b):
     c = np.array([0.0, 1e-4, 0.7, 3.0, 12.0])
 
     def drawn(key, c, draw):
-        return polya_gamma(key, c, draw) if b == 1 else polya_gamma_power(key, jnp.full_like(c, b), c, draw)
+        if b == 1:
+            return polya_gamma(key, c, draw)
+        power = jnp.full_like(c, b)
+        terms = jnp.exp(draw_log_gamma(key, jnp.broadcast_to(power, (TERMS, *c.shape))))
+        return polya_gamma_of(terms, power, c, draw)
 
     with jax.enable_x64(True):
         both = jax.jit(lambda key, c: (drawn(key, c, 1.0), drawn(jax.random.clone(key), c, 0.0)))
@@ -99,7 +105,7 @@ def test_the_sampler_has_the_posterior_of_a_small_case(weight):
         @jax.jit
         def run(state, data, keys):
             def step(state, key):
-                state = sweep(model, key, state, data, 1.0)
+                state = sweep(model, Numbers.drawn(key, number_count(model, data), x.dtype), state, data, 1.0)
                 return state, (state.coefficient.cores["factor0"][0, 0], state.bias[0])
 
             return jax.lax.scan(step, state, keys)[1]

@@ -25,7 +25,11 @@ from bayestensor.tensor.network import Core, Network
 pytestmark = pytest.mark.usefixtures("x64")
 
 TREES = ("tucker", "tensor_train", "tt_matrix", "hierarchical_tucker")
-KEY = jax.random.key(0)
+
+
+def fresh_key():
+    """The same key, unused: no key is to be used twice."""
+    return jax.random.key(0)
 
 
 def build(name: str, rank, rows=(3, 4), cols=(2, 3)) -> Network:
@@ -78,7 +82,7 @@ def test_which_networks_are_trees():
 def test_full_rank_is_exact(name):
     network = build(name, "full")
     X = noise(network.shape)
-    tensor, error = decompose(X, network, key=KEY)
+    tensor, error = decompose(X, network, key=fresh_key())
     assert error < 1e-12
     np.testing.assert_allclose(dense_loop(tensor), X, atol=1e-12)
 
@@ -87,7 +91,7 @@ def test_full_rank_is_exact(name):
 def test_own_tensor_is_recovered(name):
     network = build(name, 2)
     X = own_tensor(network)
-    tensor, error = decompose(X, network, key=KEY)
+    tensor, error = decompose(X, network, key=fresh_key())
     assert error < 1e-12
     np.testing.assert_allclose(dense_loop(tensor), X, atol=1e-10)
 
@@ -98,7 +102,7 @@ def test_error_lies_between_its_bounds(name, rank):
     """max over bonds of the discarded part <= error^2 <= its sum <= number of bonds * best error^2."""
     network = build(name, rank)
     X = noise(network.shape, seed=rank)
-    tensor, error = decompose(X, network, key=KEY)
+    tensor, error = decompose(X, network, key=fresh_key())
     missed = ((X - dense_loop(tensor)) ** 2).sum()
     np.testing.assert_allclose(error, math.sqrt(missed / (X**2).sum()), rtol=1e-9, atol=1e-12)
     lost = [discarded(X, network, bond) for bond in network.bonds]
@@ -124,13 +128,13 @@ def test_one_bond_is_the_best_matrix():
     X = noise((6, 7))
     values = np.linalg.svd(X, compute_uv=False)
     best = math.sqrt((values[3:] ** 2).sum() / (values**2).sum())
-    np.testing.assert_allclose(decompose(X, network, key=KEY).relative_error, best, rtol=1e-12)
+    np.testing.assert_allclose(decompose(X, network, key=fresh_key()).relative_error, best, rtol=1e-12)
 
 
 def test_rank_above_the_shape_leaves_zero_slices():
     network = tensor_train((2, 3), (2,), 5)
     X = noise(network.shape)
-    tensor, error = decompose(X, network, key=KEY)
+    tensor, error = decompose(X, network, key=fresh_key())
     assert error < 1e-12
     assert np.count_nonzero(np.asarray(tensor.cores["core0"]).any(axis=0)) == 2
 
@@ -146,7 +150,7 @@ def test_tree_with_bare_and_branching_cores():
     )
     network = Network(cores, {"x": 3, "y": 3, "z": 4, "r": 3, "s": 3, "t": 4, "u": 2}, ("x",), ("z", "y"))
     X = noise(network.shape)
-    tensor, error = decompose(X, network, key=KEY)
+    tensor, error = decompose(X, network, key=fresh_key())
     assert error < 1e-12
     np.testing.assert_allclose(dense_loop(tensor), X, atol=1e-12)
 
@@ -162,7 +166,7 @@ ALS |= {name: SUBJECTS[name].network for name in ("random 0", "random 1", "rando
 def test_least_squares_never_gets_worse(name):
     network = ALS[name]
     X = noise(network.shape, 3)
-    _, errors = least_squares(X, network, random_start(X, network, KEY), 25, 0.0, 1e-9)
+    _, errors = least_squares(X, network, random_start(X, network, fresh_key()), 25, 0.0, 1e-9)
     assert np.all(np.diff(errors) <= 1e-10 * errors[0])
     assert errors[-1] < errors[0]
 
@@ -172,7 +176,7 @@ def test_each_core_is_the_best_given_the_others(name):
     """After convergence no core can be improved: `lstsq` on the explicit linear map of that core gains nothing."""
     network = ALS[name]
     X = noise(network.shape, 3)
-    cores, errors = least_squares(X, network, random_start(X, network, KEY), 1, 0.0, 1e-12)
+    cores, errors = least_squares(X, network, random_start(X, network, fresh_key()), 1, 0.0, 1e-12)
     last = network.cores[-1].name  # the one that was solved for last
     columns = []
     for at in np.ndindex(*cores[last].shape):
@@ -189,7 +193,7 @@ def test_each_core_is_the_best_given_the_others(name):
 def test_own_tensor_is_recovered_by_least_squares(name):
     network = build(name, 2)
     X = own_tensor(network, seed=5)
-    tensor, error = decompose(X, network, key=KEY, starts=5, sweeps=1000, tolerance=1e-8)
+    tensor, error = decompose(X, network, key=fresh_key(), starts=5, sweeps=1000, tolerance=1e-8)
     assert error < 1e-4
     np.testing.assert_allclose(dense_loop(tensor), X, atol=1e-3 * np.abs(X).max())
 
@@ -197,7 +201,7 @@ def test_own_tensor_is_recovered_by_least_squares(name):
 def test_low_rank_cp_is_recovered_up_to_order_sign_and_scale():
     network = cp((6, 7, 8), (), 3)
     truth = Subject("", network, any_loop).cores(7)
-    tensor, error = decompose(any_loop(network, truth), network, key=KEY, sweeps=500, tolerance=1e-9)
+    tensor, error = decompose(any_loop(network, truth), network, key=fresh_key(), sweeps=500, tolerance=1e-9)
     assert error < 1e-6
     for name, factor in truth.items():  # CP of this size is unique (Kruskal 1977): |cosines| are a permutation
         found = np.asarray(tensor.cores[name])
@@ -209,8 +213,8 @@ def test_low_rank_cp_is_recovered_up_to_order_sign_and_scale():
 def test_ring_beats_nothing_less_than_its_open_train():
     """A ring of rank 2 contains the rank-2 train; the best of its starts comes within 5 % of the train's error."""
     X = noise((4, 4, 4))
-    train = decompose(X, tensor_train((4, 4, 4), (), 2), key=KEY).relative_error
-    assert decompose(X, tensor_ring((4, 4, 4), (), 2), key=KEY).relative_error < 1.05 * train
+    train = decompose(X, tensor_train((4, 4, 4), (), 2), key=fresh_key()).relative_error
+    assert decompose(X, tensor_ring((4, 4, 4), (), 2), key=fresh_key()).relative_error < 1.05 * train
 
 
 # --- what comes out ----------------------------------------------------------------------------------------------
@@ -235,7 +239,7 @@ def test_balance_keeps_the_tensor_and_levels_the_slices(name):
 
 def test_zero_array():
     for network in (build("tucker", 2), build("cp", 2)):
-        tensor, error = decompose(np.zeros(network.shape), network, key=KEY)
+        tensor, error = decompose(np.zeros(network.shape), network, key=fresh_key())
         assert error == 0
         assert not dense_loop(tensor).any()
 
@@ -243,7 +247,7 @@ def test_zero_array():
 def test_a_weight_matrix_and_its_dtype():
     network = build("tt_matrix", "full")
     W = noise(network.matrix_shape).astype(np.float32)
-    tensor, _ = decompose(W, network, key=KEY)
+    tensor, _ = decompose(W, network, key=fresh_key())
     assert {core.dtype for core in tensor.cores.values()} == {jnp.dtype(jnp.float32)}
     np.testing.assert_allclose(dense_loop(tensor).reshape(network.matrix_shape), W, atol=1e-5)
 
@@ -251,7 +255,7 @@ def test_a_weight_matrix_and_its_dtype():
 def test_same_key_same_cores():
     network = build("cp", 2)
     X = noise(network.shape)
-    first, second = (decompose(X, network, key=KEY, sweeps=5).tensor.cores for _ in range(2))
+    first, second = (decompose(X, network, key=fresh_key(), sweeps=5).tensor.cores for _ in range(2))
     assert all((first[name] == second[name]).all() for name in first)
 
 
@@ -265,4 +269,4 @@ def test_same_key_same_cores():
 )
 def test_bad_input(array, options, message):
     with pytest.raises(ValueError, match=message):
-        decompose(array, build("cp", 2), key=KEY, **options)
+        decompose(array, build("cp", 2), key=fresh_key(), **options)

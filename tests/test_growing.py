@@ -12,10 +12,11 @@ from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.fitting import default_sweeps
 from bayestensor.estimators.growing import grow, leading, with_component
 from bayestensor.estimators.inputs import Observed, read
+from bayestensor.estimators.networks import default_network
 from bayestensor.estimators.spectral import compressed
 from bayestensor.estimators.starting import repeated, settle
-from bayestensor.models.compiled import quick_jit
-from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate
+from bayestensor.models.conjugate import Conjugate, sweeps
+from bayestensor.models.state import GIBBS, MAP, VARIATIONAL
 from bayestensor.priors import InverseGamma
 from bayestensor.tensor.formats import cp
 from bayestensor.tensor.normal import Entries, Grid
@@ -53,9 +54,9 @@ def living(model, state, given):
 @pytest.mark.parametrize("rank", [2, 3], ids=["all live", "one dead"])
 def test_a_component_that_the_start_lacks_is_born(rank):
     model, state, data, given, values = known_factors(rank, [0, 2])
-    state = settle(model, state, data, 10, VARIATIONAL, jax.random.key(1))
+    state = settle(model, state, data, 10, VARIATIONAL, np.random.default_rng(1))
     assert living(model, state, given) == 2
-    model, state = grow(model, state, data, given, values, 20, True, jax.random.key(0))
+    model, state = grow(model, state, data, given, values, 20, True, np.random.default_rng(0))
     assert living(model, state, given) == 3
     assert model.network.ranks == {"rank": 3}
     assert float(state.precision) ** -0.5 == pytest.approx(NOISE, rel=0.2)  # 480 entries less 90 numbers
@@ -89,7 +90,7 @@ def test_what_repeats_a_stronger_component_is_named(angle):
         aside = np.random.default_rng(k).normal(size=len(first))
         aside -= first * (aside @ first) / (first @ first)
         turned = np.cos(angle) * first + np.sin(angle) * aside * np.linalg.norm(first) / np.linalg.norm(aside)
-        cores[name] = core.at[:, 2].set(jnp.asarray(0.8 * turned))
+        cores[name] = jnp.asarray(core).at[:, 2].set(jnp.asarray(0.8 * turned))
     found = repeated(model, state._replace(cores=cores), len(given.values))
     assert found.tolist() == [False, False, angle < 1]
 
@@ -113,9 +114,12 @@ def test_a_sweep_without_covariances_is_one_with_none_that_count():
     model, state, _, given, values = known_factors(3, [0, 1, 2])
     data = Entries.build(model.network, given.coords, values)
     state = state._replace(covariances={k: jnp.zeros_like(v) for k, v in state.covariances.items()})
-    sweep = quick_jit(lambda state, how: model.sweep(jax.random.key(1), state, data, how, jnp.asarray(False)))
     for how in (GIBBS, MAP):
-        full, plain = sweep(state, how), sweep(state._replace(covariances={}), how)
+        chance = model.chance(np.random.default_rng(1), 1, len(values), how is GIBBS)
+        full, plain = (
+            sweeps(model, chance, start, data, how, np.zeros(1, bool))[0]
+            for start in (state, state._replace(covariances={}))
+        )
         assert plain.covariances == {}
         for a, b in zip(jax.tree.leaves(full._replace(covariances={})), jax.tree.leaves(plain), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-8)
@@ -141,3 +145,7 @@ def test_a_long_list_starts_from_its_spectrum_and_finds_the_rank(monkeypatch):
 def test_lists_above_a_million_entries_get_fewer_sweeps(entries, sweeps):
     values = np.broadcast_to(0.0, entries)
     assert default_sweeps(Observed((10**4, 10**4, 10**3), values, values)) == sweeps
+
+
+def test_a_ring_of_default_ranks_is_closed():
+    assert default_network("tensor_ring", (9, 8, 7), 504, "auto").ranks == {"b0": 4, "b1": 4, "b2": 4}  # 24 r^2 <= 504

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 from dataclasses import replace
@@ -18,18 +19,18 @@ from sklearn.base import clone
 from bayestensor.estimators import TensorRegressor, covariates
 from bayestensor.estimators.left_out import left_out_density
 from bayestensor.estimators.remainder import Plan, build, build_remainder, log_evidence
-from bayestensor.estimators.stacking import _log_density, dealt, elected, mixture_weights
+from bayestensor.estimators.stacking import SPREADS, _log_density, dealt, elected, mixture_weights, narrowed
 from bayestensor.models import regression
 from bayestensor.models.coefficient import (
     Coefficient,
     CoefficientState,
     Family,
     core_sd,
-    row_space_draw,
-    unknown_space_draw,
 )
-from bayestensor.models.regression import RATIOS, Centred, independent_share, pick_noise
+from bayestensor.models.numbers import Numbers
+from bayestensor.models.regression import RATIOS, Centred, independent_share, noise_count, pick_noise
 from bayestensor.models.rows import CORRELATIONS
+from bayestensor.models.whitened import row_space_draw, unknown_space_draw
 from bayestensor.priors import InverseGamma
 from bayestensor.tensor import design as equations
 from bayestensor.tensor.formats import FORMATS, cp
@@ -138,7 +139,8 @@ def test_a_sweep_keeps_the_prior_when_data_are_drawn_from_it():
         x = jax.random.normal(x_key, (6, 3), jnp.float64)
         eta = equations.responses(network, cores, x)
         y = eta + sd * jax.random.normal(y_key, eta.shape, eta.dtype)
-        after = model.move(sweep_key, state, x, jnp.ones_like(y), y, {"factor0": family}, 1.0)
+        numbers = Numbers.drawn(sweep_key, model.count(y.shape), y.dtype)
+        after = model.move(numbers, state, x, jnp.ones_like(y), y, {"factor0": family}, 1.0)
         return statistics(state), statistics(after)
 
     def statistics(state):
@@ -202,8 +204,9 @@ def test_kernels_are_weighed_by_the_density_of_their_mixture_of_data_left_out():
     limits = {"bounds": [(0, 1)] * 4, "constraints": {"type": "eq", "fun": lambda w: w.sum() - 1}}
     best = scipy.optimize.minimize(lambda w: -weight @ np.log(w @ np.exp(log_p)), np.full(4, 0.25), **limits)
     np.testing.assert_allclose(found, best.x, atol=2e-3)
-    kept, weights = elected(np.concatenate([log_p, log_p - 1e-3]), weight)  # each of them twice
-    assert max(kept) < 4 and weight @ np.log(weights @ np.exp(log_p[kept])) > -best.fun - 1.5  # 3 may bring half less
+    kept, weights, total = elected(np.concatenate([log_p, log_p - 1e-3]), weight)  # each of them twice
+    assert abs(total - weight @ np.log(weights @ np.exp(log_p[kept]))) < 1e-9
+    assert max(kept) < 4 and total > -best.fun - 1.5  # 3 may bring half less
 
     x, y = rng.normal(size=(12, 3)), rng.normal(size=(12, 2))
     rest, fold, plan = np.arange(9), np.arange(9, 12), Plan("leading", 0.8, 2.0)
@@ -212,8 +215,8 @@ def test_kernels_are_weighed_by_the_density_of_their_mixture_of_data_left_out():
     remainder = build(plan, x0, ones[rest])
     at, own = remainder.at(x[fold] - x[rest].mean(axis=0))
     kernel, cross = remainder.at(x0)[0] @ remainder.vectors.T, at @ remainder.vectors.T
-    ratios, expected = RATIOS[::8], np.zeros(3)
-    for k in range(2):
+    ratios, expected = RATIOS[::8], np.zeros((2, 3, 2))
+    for c, k in itertools.product(range(2), range(2)):
         log_w, log_q = [], []
         for ratio in ratios:
             covariance = np.eye(9) + ratio * kernel
@@ -222,19 +225,35 @@ def test_kernels_are_weighed_by_the_density_of_their_mixture_of_data_left_out():
             gain = ratio * np.linalg.solve(covariance, cross.T).T
             spread = 1 + 1 / 9 + ratio * own - ratio * (gain * cross).sum(1)
             mean, sd = y[rest, k].mean() + gain @ y0[:, k], np.sqrt(spread * energy / 8)
-            log_q.append(scipy.stats.norm.logpdf(y[fold, k], mean, sd))
+            log_q.append(scipy.stats.norm.logpdf(y[fold, k], mean, sd * (1.0, 0.8)[c]))
         log_w = np.array(log_w) - np.logaddexp.reduce(log_w)
-        expected += np.logaddexp.reduce(log_w[:, None] + np.array(log_q), axis=0)
+        expected[c, :, k] = np.logaddexp.reduce(log_w[:, None] + np.array(log_q), axis=0)
     with pytest.MonkeyPatch.context() as patch:
         for module in ("remainder", "stacking"):
             patch.setattr(f"bayestensor.estimators.{module}.RATIOS", ratios)
-        np.testing.assert_allclose(
-            _log_density(plan, x, y, ones, rest, fold), expected, atol=1e-2
-        )  # ratios below e^-8 are cut
+        found = _log_density(plan, x, y, ones, rest, fold)[[0, SPREADS.index(0.8)]]
+        np.testing.assert_allclose(found, expected, atol=1e-2)  # ratios below e^-8 are cut
 
     hands = dealt([0.62, 0.31, 0.07], 400)
     assert [sum(map(len, mine)) for mine in hands] == [250, 125, 25]
     np.testing.assert_array_equal(np.sort(np.concatenate([h for mine in hands for h in mine])), np.arange(400))
+
+
+def test_a_mixture_of_calibrated_densities_is_narrowed_where_they_differ():
+    """`y = a + b + c + noise` by one who knows a + b and one who knows a + c (Gneiting, Ranjan, EJS 7, 2013), and alike.
+
+    Both are calibrated, their half-and-half mixture has a variance of 2.5 where errors have 1.5. Of the second response
+    they say the same: c = 1 there. 3,000 data tell spreads 0.1 apart by 10 or more in log density.
+    """
+    rng = np.random.default_rng(9)
+    parts = rng.normal(size=(4, 3000))
+    y, means = parts.sum(axis=0), parts[0][None] + parts[1:3]
+    scaled = np.asarray(SPREADS)[:, None, None] * math.sqrt(2)
+    first = scipy.stats.norm.logpdf(y[None, None], means[None], scaled)
+    second = scipy.stats.norm.logpdf(y[None, None], means[:1][None] + 0 * means[None], scaled)
+    kept, weights, spreads = narrowed(np.stack([first, second], axis=-1), np.ones(3000))
+    assert sorted(kept) == [0, 1] and np.abs(weights - 0.5).max() < 0.1
+    assert spreads[0] < 0.85 and spreads[1] == 1
 
 
 def test_noise_and_ratio_are_drawn_from_their_posterior():
@@ -254,7 +273,7 @@ def test_noise_and_ratio_are_drawn_from_their_posterior():
 
         @jax.jit
         def draw(key):
-            return pick_noise(*jax.random.split(key), data.y, data, 1.0)
+            return pick_noise(Numbers.drawn(key, noise_count(data), jnp.float64), data.y, data, 1.0)
 
         precision, ratio = jax.lax.map(draw, jax.random.split(jax.random.key(0), 20_000))
     precision, at = np.asarray(precision), np.searchsorted(RATIOS, np.asarray(ratio))

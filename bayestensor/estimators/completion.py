@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
@@ -55,7 +54,8 @@ class TensorCompletion(BaseEstimator):
         inference: 'gibbs' (draws, the only one whose intervals hold the whole posterior), 'variational' (mean field:
             quick, its intervals too narrow), 'map' (no uncertainty but the noise).
         num_draws, burn_in: Gibbs sweeps that are kept, of all chains together, and of each before that dropped; 'auto'
-            for 100 and 60, in proportion fewer above a million entries in a list (see `fitting.default_sweeps`).
+            for 100 and 60 (or fewer, once the noise's scale has stopped moving), in proportion fewer above a million
+            entries in a list (see `fitting.default_sweeps`).
         chains: Gibbs chains, each from a start of its own (fewer where other starts are much worse than the best; all
             from one, found by the spectrum, where the entries are a long list); 'auto' for up to four, where they are
             cheap.
@@ -145,9 +145,10 @@ class TensorCompletion(BaseEstimator):
         burn_in = burn_in if self.burn_in == "auto" else self.burn_in
         sizes = draws, burn_in, self.warm_up, self.chains
         prior = named_prior(self.prior)
-        plan = Plan(prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects, self.side)
+        early = self.burn_in == "auto"
+        plan = Plan(prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects, self.side, early)
         with closed_form():
-            fit = closed_form_fit(network, given, given.values / self.scale_, plan, jax.random.key(seed))
+            fit = closed_form_fit(network, given, given.values / self.scale_, plan, np.random.default_rng(seed))
         self._given = given
         self.network_ = fit.network
         self.draws_ = Draws({"cores": fit.cores, "effects": fit.effects}, {"precision": fit.precision})

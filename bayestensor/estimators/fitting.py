@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.estimators.counting import rank_shares, seen_noise
@@ -23,17 +23,20 @@ from bayestensor.estimators.starting import (
     settled,
     work,
 )
-from bayestensor.models.conjugate import GIBBS, MAP, VARIATIONAL, Conjugate, How, State, refreshed, sweeps
+from bayestensor.models.conjugate import Conjugate, refreshed, sweeps
 from bayestensor.models.effects import effect_names
+from bayestensor.models.state import GIBBS, MAP, VARIATIONAL, How, State
 from bayestensor.priors import InverseGamma
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.initialise import core_variance
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.normal import Entries, Grid, Observations, from_rows, to_rows
-from bayestensor.typing import Array, Key
 
 _WORTH_A_PROGRAM = 1e7  # multiplications of a sweep that pay for compiling draws without covariances
 _MOST_CHAINS = 4
+_DRIFT = (
+    0.02  # of the noise precision in ten sweeps, beside what chance does, at which a chain is taken to have arrived
+)
 _WORTH_ENTRIES = 1e6  # in a list, up to which as many sweeps as for any other
 _WORTH_CHAINS = 2e11  # multiplications that the chains may take together, some twenty seconds
 
@@ -52,6 +55,7 @@ class Plan:
     likelihood: str = "gaussian"
     effects: Any = ()
     side: Any = None
+    early: bool = False  # whether burning in may end before `burn_in` sweeps
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +81,7 @@ def default_prior(network: Network) -> InverseGamma:
     return InverseGamma(0.03 * count, 1e-4 * count)
 
 
-def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan: Plan, key: Key[Array, ""]) -> Fit:
+def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan: Plan, rng: np.random.Generator) -> Fit:
     """Find basins and ranks by mean-field sweeps from several starts, cut dead slices, then draw from each."""
     began = time.perf_counter()
     data = observations(network, given, values)
@@ -92,16 +96,15 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
         effect_names(plan.likelihood, plan.effects, network.modes, len(given.shape)),
         sides,
     )
-    start_key, key = jax.random.split(key)
     how = MAP if plan.inference == "map" else VARIATIONAL
-    model, states, ranks = _starts(model, data, given, values, plan, how, start_key)
+    model, states, ranks = _starts(model, data, given, values, plan, how, rng)
     traces = []
-    for chain_key, state in zip(jax.random.split(key, len(states)), states, strict=True):
+    for own, state in zip(rng.spawn(len(states)), states, strict=True):
         if plan.inference == "gibbs":
-            traces.append(_draws(model, state, data, given, plan, -(-plan.num_draws // len(states)), chain_key))
+            traces.append(_draws(model, state, data, given, plan, -(-plan.num_draws // len(states)), own))
         else:
             n = plan.num_draws if plan.inference == "variational" else 1
-            traces.append(_from_mean_field(state, n, chain_key, model))
+            traces.append(_from_mean_field(state, n, own, model))
     trace = jax.tree.map(lambda *draws: np.stack(draws), *traces)
     cores = trace.cores
     if not all(np.isfinite(core).all() for core in cores.values()):
@@ -121,30 +124,24 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
 
 
 def _starts(
-    model: Conjugate, data: Observations, given: Observed, values: np.ndarray, plan: Plan, how: How, key
+    model: Conjugate, data: Observations, given: Observed, values: np.ndarray, plan: Plan, how: How, rng
 ) -> tuple[Conjugate, list[State], list[dict[str, int]]]:
     """Where the chains start, settled, and the ranks on the way."""
     chains = 1 if plan.inference != "gibbs" else plan.chains
-    ranks, (start_key, key, grow_key) = [dict(model.network.ranks)], jax.random.split(key, 3)
+    ranks = [dict(model.network.ranks)]
     if spectral := starts_by_spectrum(model, given):
         prior_of = default_prior if plan.prior is None else lambda _: model.prior
-        model, state = spectral_start(model, prior_of, given, values, plan.warm_up, start_key)
+        model, state = spectral_start(model, prior_of, given, values, plan.warm_up, rng)
         if plan.inference != "variational":
             state, how = state._replace(covariances={}), MAP
-        states = [settle(model, state, data, plan.warm_up, how, key)]
+        states = [settle(model, state, data, plan.warm_up, how, rng)]
     else:
         chains = default_chains(model.network, given, plan) if chains == "auto" else chains
-        states = best_starts(model, data, given, plan.warm_up, how, chains, start_key)
+        states = best_starts(model, data, given, plan.warm_up, how, chains, rng)
         model, states = cut(model, states, given)
-        keys = jax.random.split(key, len(states))
-        states = [
-            settled(model, state, data, given, plan.warm_up, how, chain_key)
-            for chain_key, state in zip(keys, states, strict=True)
-        ]
-    for place, birth_key in enumerate(jax.random.split(grow_key, len(states))):  # chains share one shape
-        model, states[place] = grow(
-            model, states[place], data, given, values, plan.warm_up, len(states) == 1, birth_key
-        )
+        states = [settled(model, state, data, given, plan.warm_up, how, rng) for state in states]
+    for place, state in enumerate(states):  # chains share one shape
+        model, states[place] = grow(model, state, data, given, values, plan.warm_up, len(states) == 1, rng)
     if model.network.ranks != ranks[0]:
         ranks.append(dict(model.network.ranks))
     if spectral and chains != "auto":
@@ -183,31 +180,44 @@ def default_chains(network: Network, given: Observed, plan: Plan) -> int:
     return max(1, min(_MOST_CHAINS, int(_WORTH_CHAINS / (sweeps_each * work(network, given)))))
 
 
-def _draws(model: Conjugate, state: State, data: Observations, given: Observed, plan: Plan, count: int, key) -> State:
-    """Burn in and draw: `count` states without covariances."""
-    hold, traces = jnp.full(PORTION, model.discrete), []
+def _draws(model: Conjugate, state: State, data: Observations, given: Observed, plan: Plan, count: int, rng) -> State:
+    """Burn in and draw: `count` states without covariances.
+
+    Burning in ends early, where the plan allows it, once the noise precision's mean over a portion is that over the
+    portion before: chains start at a mode, and some of them are there.
+    """
+    hold, traces, burn_in, before = np.full(PORTION, model.discrete), [], plan.burn_in, 0.0
     data = refreshed(model, state, data)  # and never while drawing
     if isinstance(data, Entries) and work(model.network, given) > _WORTH_A_PROGRAM:
         state = state._replace(covariances={})
-    for keys in portions(key, plan.burn_in + count):
-        state, trace = sweeps(model, keys, state, data, GIBBS, hold)
+    early = plan.early and not model.discrete
+    moves = _DRIFT + math.sqrt(2 / len(given.values))
+    for done, chance in enumerate(portions(model, data, rng, plan.burn_in + count, draw=True), start=1):
+        state, trace = sweeps(model, chance, state, data, GIBBS, hold)
         traces.append(jax.tree.map(np.asarray, trace))
-    return jax.tree.map(lambda *a: np.concatenate(a)[plan.burn_in :][:count], *traces)
+        mean = float(traces[-1].precision.mean())
+        if early and before and abs(math.log(mean / before)) < moves:
+            burn_in, early = min(burn_in, done * PORTION), False
+        before = mean
+        if done * PORTION >= burn_in + count:
+            break
+    return jax.tree.map(lambda *a: np.concatenate(a)[burn_in:][:count], *traces)
 
 
-def _from_mean_field(state: State, n: int, key, model: Conjugate) -> State:
+def _from_mean_field(state: State, n: int, rng: np.random.Generator, model: Conjugate) -> State:
     """The mean itself where n is 1, else draws of every core from its own posterior."""
     cores, effects = {}, {}
-    for k, (name, core) in enumerate(state.cores.items()):
-        if n == 1:
-            cores[name] = core[None]
-            continue
-        root = jnp.linalg.cholesky(state.covariances[name] + 1e-12 * jnp.eye(state.covariances[name].shape[-1])[None])
-        noise = jax.random.normal(jax.random.fold_in(key, k), (n, *root.shape[:2]))
-        rows = to_rows(model.network, name, core)[None] + jnp.einsum("qpr,nqr->nqp", root, noise)
-        cores[name] = jnp.stack([from_rows(model.network, name, r) for r in rows])
-    for k, (name, value) in enumerate(state.effects.values.items(), start=len(cores)):
-        sd = jnp.sqrt(state.effects.variances[name]) * (n > 1)
-        effects[name] = value + sd * jax.random.normal(jax.random.fold_in(key, k), (n, *value.shape))
-    precision, correlations = jnp.broadcast_to(state.precision, n), {k: v[None] for k, v in state.correlations.items()}
+    for name, core in state.cores.items():
+        rows = np.asarray(to_rows(model.network, name, core))
+        draws = np.broadcast_to(rows, (n, *rows.shape))
+        if n > 1:
+            spread = np.asarray(state.covariances[name])
+            root = np.linalg.cholesky(spread + 1e-12 * np.eye(spread.shape[-1])[None])
+            draws = draws + np.einsum("qpr,nqr->nqp", root, rng.standard_normal(draws.shape))
+        cores[name] = np.stack([from_rows(model.network, name, draw) for draw in draws])
+    for name, value in state.effects.values.items():
+        sd = np.sqrt(state.effects.variances[name]) * (n > 1)
+        effects[name] = value + sd * rng.standard_normal((n, *value.shape))
+    precision = np.broadcast_to(state.precision, n)
+    correlations = {k: np.asarray(v)[None] for k, v in state.correlations.items()}
     return State(cores, {}, {}, correlations, precision, state.effects._replace(values=effects), {})

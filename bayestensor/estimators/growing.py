@@ -6,16 +6,15 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.inputs import Observed
 from bayestensor.estimators.spectral import compressed
 from bayestensor.estimators.starting import best_starts, score, settle, settled, work
-from bayestensor.models.conjugate import MAP, VARIATIONAL, Conjugate, State
+from bayestensor.models.conjugate import Conjugate
 from bayestensor.models.effects import CONSTANT
+from bayestensor.models.state import MAP, VARIATIONAL, State
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.normal import Grid, Observations, from_rows, is_joint, row_shape, split_legs, to_rows
@@ -38,7 +37,7 @@ def spectral_start(
     given: Observed,
     values: np.ndarray,
     sweeps_each: int,
-    key,
+    rng: np.random.Generator,
 ) -> tuple[Conjugate, State]:
     """The same network fitted to the small tensor within the modes' leading subspaces, and carried out of them.
 
@@ -48,7 +47,7 @@ def spectral_start(
         given: the observed entries.
         values: theirs, of mean square 1.
         sweeps_each: mean-field sweeps from each start, and to settle.
-        key: for the starts.
+        rng: for the starts.
 
     Returns:
         The model with the indices that stand out in the small tensor, and its state.
@@ -64,9 +63,8 @@ def spectral_start(
     )
     whole = Observed(small.core.shape, np.argwhere(np.ones(small.core.shape, bool)), small.core.reshape(-1) / size)
     data = Grid.build(small.core / size, np.ones(small.core.shape, bool))
-    start_key, warm_key = jax.random.split(key)
-    state = best_starts(inner, data, whole, sweeps_each, VARIATIONAL, 1, start_key)[0]
-    state = settled(inner, state, data, whole, sweeps_each, VARIATIONAL, warm_key)
+    state = best_starts(inner, data, whole, sweeps_each, VARIATIONAL, 1, rng)[0]
+    state = settled(inner, state, data, whole, sweeps_each, VARIATIONAL, rng)
     noise = float(seen_noise(inner.network, state.precision, len(whole.values)))
     norms = standing_out(inner.network, state.cores, noise)
     kept = {bond: _or_largest(norm) for bond, norm in norms.items()}
@@ -78,7 +76,7 @@ def spectral_start(
         for axis, leg in enumerate(core.legs):
             if leg in bases:
                 array = np.moveaxis(np.tensordot(bases[leg], array, (1, axis)), 0, axis)
-        cores[core.name] = jnp.asarray(array)
+        cores[core.name] = array
     return model, model.start(cores, 1.0)
 
 
@@ -90,7 +88,7 @@ def grow(
     values: np.ndarray,
     sweeps_each: int,
     widen: bool,
-    key,
+    rng: np.random.Generator,
 ) -> tuple[Conjugate, State]:
     """Components of CP born, one after another, as long as the residual has one that stands out and `score` falls.
 
@@ -100,11 +98,10 @@ def grow(
         return model, state
     count, how = len(values), VARIATIONAL if state.covariances else MAP
     while (newborn := leading(model, state, given, values)) is not None:
-        key, settle_key = jax.random.split(key)
         larger, trial = with_component(model, state, newborn, count)
         if larger.network != model.network and not widen:
             break
-        trial = settle(larger, trial, data, sweeps_each, how, settle_key)
+        trial = settle(larger, trial, data, sweeps_each, how, rng)
         if score(larger, trial, count) >= score(model, state, count):
             break
         model, state = larger, trial
@@ -149,17 +146,17 @@ def with_component(model: Conjugate, state: State, columns: list[np.ndarray], co
         name, column = core.name, columns[network.modes.index(split_legs(network, core)[0][0])]
         rows = np.pad(np.asarray(to_rows(network, name, state.cores[name])), ((0, 0), (0, more)))
         rows[:, place] = column * (size / np.linalg.norm(column))
-        cores[name] = from_rows(model.network, name, jnp.asarray(rows))
+        cores[name] = from_rows(model.network, name, rows)
         if name in state.covariances:
-            covariances[name] = jnp.pad(state.covariances[name], ((0, 0), (0, more), (0, more)))
+            covariances[name] = np.pad(state.covariances[name], ((0, 0), (0, more), (0, more)))
         if name in state.correlations:
-            correlations[name] = jnp.pad(state.correlations[name], (0, more))
+            correlations[name] = np.pad(state.correlations[name], (0, more))
         if name in state.sides:
             side = state.sides[name]
-            sides[name] = side._replace(map=jnp.pad(side.map, ((0, 0), (0, more))))
-    v = jnp.pad(state.scales[bond], (0, more))
-    scales = {bond: v.at[place].set(v.max())}
-    return model, State(cores, covariances, scales, correlations, state.precision, state.effects, sides)
+            sides[name] = side._replace(map=np.pad(side.map, ((0, 0), (0, more))))
+    v = np.pad(state.scales[bond], (0, more))
+    v[place] = v.max()
+    return model, State(cores, covariances, {bond: v}, correlations, state.precision, state.effects, sides)
 
 
 def _fitted(model: Conjugate, state: State, coords: np.ndarray) -> np.ndarray:

@@ -19,7 +19,8 @@ def default_network(format: str, shape: tuple[int, ...], count: int, max_rank: A
     """The network of a format over a shape, of the largest rank allowed.
 
     'auto' is the largest rank with no more parameters than observations, at most 40 for CP and 10 for the others, no
-    bond larger than any tensor of this shape needs, and no row of normal equations above 400 unknowns.
+    bond larger than any tensor of this shape needs (a ring's first as large as its others), and no row of normal
+    equations above 400 unknowns.
 
     Raises:
         ValueError: no such format, or a rank that is none.
@@ -33,7 +34,9 @@ def default_network(format: str, shape: tuple[int, ...], count: int, max_rank: A
     build = FORMATS[format]
     if max_rank != "auto":
         return build(rows, cols, rank=max_rank)
-    full = build(rows, cols, rank="full").ranks
+    full = dict(build(rows, cols, rank="full").ranks)
+    if format == "tensor_ring" and full:
+        full["b0"] = max(full.values())  # 'full' opens the ring there: a train
 
     def capped(rank: int) -> Network:
         return build(rows, cols, rank={bond: max(1, min(rank, size)) for bond, size in full.items()})

@@ -13,10 +13,11 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import expit, ndtr
+from jax.scipy.special import expit
 from jax.scipy.stats import norm, poisson, t
 
 from bayestensor.models.augment import DEGREES_OF_FREEDOM
+from bayestensor.models.compiled import quick_jit
 from bayestensor.models.effects import CONSTANT
 from bayestensor.tensor.contract import dense, entries
 from bayestensor.tensor.network import Factored, Network
@@ -26,6 +27,7 @@ from bayestensor.typing import Array
 _LARGEST = 200_000_000  # entries of a dense prediction
 _BLOCK = 8192
 _MOST_STEPS = 60
+_TAIL = (1.330274429, -1.821255978, 1.781477937, -0.356563782, 0.319381530)
 _CLOSE = 1e-6  # in probability
 
 Drawn: TypeAlias = tuple[dict[str, Array], dict[str, Array]]  # cores and effects
@@ -159,11 +161,16 @@ def _values(network: Network, likelihood: str, drawn: Drawn, at: Array | None) -
 
 
 def _below(likelihood: str, z: Array) -> tuple[Array, Array]:
-    """(distribution function, density) of the standardised noise."""
+    """(distribution function, density) of the standardised noise.
+
+    The normal one within 8e-8, from the density's exponential (Abramowitz and Stegun, 26.2.17): a fifth of the time.
+    """
     if likelihood == "student_t":
         x = z / jnp.sqrt(1 + z**2 / 4)  # of 4 degrees of freedom
         return 0.5 + 0.375 * x * (1 - x**2 / 12), 0.375 * (1 + z**2 / 4) ** -2.5
-    return ndtr(z), norm.pdf(z)
+    density, t = norm.pdf(z), 1 / (1 + 0.2316419 * jnp.abs(z))
+    above = density * t * jnp.polyval(jnp.asarray(_TAIL, z.dtype), t)
+    return jnp.where(z > 0, 1 - above, above), density
 
 
 def _log_p(likelihood: str, value: Array, x: Array, noise: Array) -> Array:
@@ -176,7 +183,7 @@ def _log_p(likelihood: str, value: Array, x: Array, noise: Array) -> Array:
     return norm.logpdf(value, x, noise)
 
 
-@partial(jax.jit, static_argnames=("network", "likelihood"))
+@partial(quick_jit, static_argnames=("network", "likelihood"))
 def _moments(network: Network, likelihood: str, drawn: Drawn, noise: Array, at: Array | None) -> tuple[Array, Array]:
     def add(carry, one):
         n, mean, square = carry
@@ -195,7 +202,7 @@ def _all(network: Network, likelihood: str, drawn: Drawn, noise: Array, at: Arra
     return jax.lax.map(lambda one: _values(network, likelihood, one, at), drawn)
 
 
-@partial(jax.jit, static_argnames=("network", "likelihood"))
+@partial(quick_jit, static_argnames=("network", "likelihood"))
 def _quantile(network, likelihood, drawn, noise, at, mean, sd, p) -> Array:
     """Newton's steps on the mixture's distribution function, inside a bracket that halves where they do not serve.
 

@@ -37,6 +37,7 @@ class GaussianPredictive:
     _y_units: Units
     _bases: list[np.ndarray]
     _members: list[tuple[list[Any], Remainder, Centred]]  # handfuls of draws, and what they were drawn with
+    _spread: np.ndarray  # what the standard deviations of each draw's Gaussian are multiplied by, [response]
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Posterior mean of the response; with `return_std` also the standard deviation of a new one with its noise."""
@@ -102,7 +103,8 @@ class GaussianPredictive:
                     with jax.enable_x64(True):
                         found.append(_predictive(self.network_, some, data, *args))
             parts = [[np.asarray(a).reshape(len(a), -1, k)[:, : len(block)] for a in part] for part in found]
-            yield tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+            mean, variance = (np.concatenate(part) for part in zip(*parts, strict=True))
+            yield mean, np.square(self._spread)[None, None] * variance
 
     def _to_response(self, values: np.ndarray, shift: float = 1.0) -> np.ndarray:
         return (values * self._y_units.scale + shift * self._y_units.mean).reshape(-1, *self.response_shape_)

@@ -80,7 +80,8 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
         noise_: posterior root mean square of the noise, in the units of y, one number a response.
         draws_: `Draws` of cores, noise precisions and ratios, in the units of centred and scaled data.
         diagnostics_: seconds, R-hat of predictions and noise, kernel of the remainder that W was drawn with, kernels
-            of the predictions (weight, kind, length), correlations of neighbours, share of independent responses.
+            of the predictions (weight, kind, length) and by how much they narrow each response's standard deviations
+            ("spread"), correlations of neighbours, share of independent responses.
         n_features_in_: p.
     """
 
@@ -181,7 +182,10 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
         flat, seed = self.draws_.flat(), np.uint32(seed_of(self.random_state))
         noise = {name: np.array(flat[name]) for name in ("precision", "ratio")}
         several = self.remainder == "auto" and self.inference == "gibbs" and self._remainder.kind is not None
-        kernels = stacked(x, y, self._remainder.half**2) if several and FEWEST <= len(x) <= MOST else []
+        kernels: list[tuple[float, Remainder]] = []
+        self._spread = np.ones(y.shape[1])
+        if several and FEWEST <= len(x) <= MOST:
+            kernels, self._spread = stacked(x, y, self._remainder.half**2)
         hands = dealt([weight for weight, _ in kernels], len(noise["ratio"]))
         self._members = [] if kernels else [([slice(None)], self._remainder, self._data)]
         for k, ((_, remainder), mine) in enumerate(zip(kernels, hands, strict=True)):
@@ -198,6 +202,7 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
         variance = np.mean(1 / noise["precision"], axis=0).reshape(-1)
         self.noise_ = _plain((np.sqrt(variance) * self._y_units.scale).reshape(self.response_shape_))
         found = kernels or [(1.0, self._remainder)]
+        self.diagnostics_["spread"] = self._spread.tolist()
         self.diagnostics_["kernels"] = [(weight, kernel.kind, float(kernel.length)) for weight, kernel in found]
 
     def _centred(

@@ -10,7 +10,8 @@ import numpy as np
 
 from bayestensor.estimators.remainder import LENGTHS, Plan, Remainder, build, equalising, log_evidence, of_ratios
 from bayestensor.models.compiled import quick_jit
-from bayestensor.models.regression import RATIOS, Centred, pick_noise
+from bayestensor.models.numbers import Numbers, draw_numbers
+from bayestensor.models.regression import RATIOS, Centred, noise_count, pick_noise
 from bayestensor.tensor.design import responses
 from bayestensor.tensor.network import Network
 
@@ -19,22 +20,28 @@ _FOLDS = 5
 _BEST = 3  # plans of each family, by evidence, that are cross-validated
 _TREND = 100.0
 _WORTH = 0.5  # log density that a kernel more must bring
+SPREADS = (1.0, 0.9, 0.8, 0.7, 0.6)
 _HANDFULS = 16  # of draws that are dealt to the kernels
 
 
-def stacked(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> list[tuple[float, Remainder]]:
-    """(weight, remainder) of the kernels whose mixture has the highest cross-validated density, heaviest first.
+def stacked(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[list[tuple[float, Remainder]], np.ndarray]:
+    """(weight, remainder) of the kernels whose mixture has the highest cross-validated density, and spreads.
 
-        max over w of sum_i log sum_m w_m p_m(y_i | data of the other folds),   w >= 0, sum w = 1
+        max over w, c of sum_i log sum_m w_m p_m(y_i | data of the other folds, c),   w >= 0, sum w = 1
 
     (Yao, Vehtari, Simpson, Gelman, Bayesian Analysis 13, 2018), by expectation maximisation; p_m is that of remainder
     and noise alone. In four families - columns as they are, of equal variance, leading principal components without and
-    with a linear trend - the plans of highest evidence stand for election.
+    with a linear trend - the plans of highest evidence stand for election. The standard deviations of response k are
+    multiplied by its spread c[k]: a mixture of calibrated densities is wider than calibrated (Gneiting, Ranjan,
+    Electronic Journal of Statistics 7, 2013).
 
     Args:
         x: (n, p) centred covariates of mean square norm 1.
         y: (n, k) centred responses.
         weight: (n,) of the data: as often they count in the sum.
+
+    Returns:
+        The heaviest first, and c.
     """
     views = {"plain": _rotated(x), "equal": _rotated(x * equalising(x, weight))}
     views["leading"] = views["plain"]
@@ -43,18 +50,37 @@ def stacked(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> list[tuple[floa
         family = [Plan(columns, length, trend) for length in ([] if trend else [0.0]) + [*LENGTHS]]
         evidence = [log_evidence(_in_view(plan, views[plan.columns], weight), y) for plan in family]
         plans += [family[k] for k in np.argsort(evidence)[::-1][:_BEST]]
-    log_p = np.empty((len(plans), len(x)))
+    log_p = np.empty((len(SPREADS), len(plans), *y.shape))
     folds = np.array_split(np.random.default_rng(0).permutation(len(x)), _FOLDS)
     for fold in folds:
         rest = np.setdiff1d(np.arange(len(x)), fold)
         for k, plan in enumerate(plans):
-            log_p[k, fold] = _log_density(plan, views[plan.columns], y, weight, rest, fold)
-    kept, weights = elected(log_p, weight)
-    return [(float(weights[k]), build(plans[kept[k]], x, weight)) for k in np.argsort(-weights, kind="stable")]
+            log_p[:, k, fold] = _log_density(plan, views[plan.columns], y, weight, rest, fold)
+    kept, weights, spreads = narrowed(log_p, weight)
+    return [(float(weights[k]), build(plans[kept[k]], x, weight)) for k in np.argsort(-weights, kind="stable")], spreads
 
 
-def elected(log_p: np.ndarray, weight: np.ndarray) -> tuple[list[int], np.ndarray]:
-    """(members, weights) of a mixture, one after another the one that raises its log density most, by half at least.
+def narrowed(log_p: np.ndarray, weight: np.ndarray) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """(members, weights, spreads): of the best spread for all responses, then each response's best by itself.
+
+    Args:
+        log_p: [spread, kernel, datum, response].
+        weight: of the data.
+    """
+    found = [elected(of_spread.sum(axis=2), weight) for of_spread in log_p]
+    best = int(np.argmax([total for *_, total in found]))
+    kept, weights, _ = found[best]
+    mine, spreads = log_p[:, kept], np.full(log_p.shape[3], best)
+    total, log_w = mine[best].sum(axis=2), np.log(weights)[None, :, None]
+    for k in range(len(spreads)):
+        tried = total[None] + mine[:, :, :, k] - mine[best, :, :, k][None]
+        spreads[k] = np.argmax(np.logaddexp.reduce(log_w + tried, axis=1) @ weight)
+        total = tried[spreads[k]]
+    return kept, mixture_weights(total, weight), np.asarray(SPREADS)[spreads]
+
+
+def elected(log_p: np.ndarray, weight: np.ndarray) -> tuple[list[int], np.ndarray, float]:
+    """(members, weights, log density) of a mixture: one after another the one that raises it most, by half at least.
 
     Kernels that say the same are one member: each of them costs a draw of noise and a prediction.
 
@@ -71,7 +97,7 @@ def elected(log_p: np.ndarray, weight: np.ndarray) -> tuple[list[int], np.ndarra
         if gained[best] < total + _WORTH:
             break
         kept, weights, total = [*kept, best], trials[best], gained[best]
-    return kept, weights
+    return kept, weights, float(total)
 
 
 def mixture_weights(log_p: np.ndarray, weight: np.ndarray, steps: int = 100) -> np.ndarray:
@@ -99,19 +125,20 @@ def dealt(weights: list[float], total: int) -> list[list[Any]]:
 @partial(quick_jit, static_argnames="network")
 def noise_given(network: Network, seed: Any, part: Any, cores: Any, data: Centred) -> Any:
     """(precision, ratio) drawn given each draw of W [draw, ...]: of another kernel than W was drawn with."""
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), part), (len(jax.tree.leaves(cores)[0]), 2))
+    key, total = jax.random.fold_in(jax.random.key(seed), part), len(jax.tree.leaves(cores)[0])
+    numbers = draw_numbers(key, (total,), noise_count(data), data.y.dtype)
 
     def one(now):
-        own, key = now
-        return pick_noise(key[0], key[1], data.y - responses(network, own, data.x), data, 1.0)
+        own, mine = now
+        return pick_noise(Numbers(*mine), data.y - responses(network, own, data.x), data, 1.0)
 
-    return jax.lax.map(one, (cores, keys))
+    return jax.lax.map(one, (cores, numbers))
 
 
 def _log_density(
     plan: Plan, x: np.ndarray, y: np.ndarray, weight: np.ndarray, rest: np.ndarray, fold: np.ndarray
 ) -> np.ndarray:
-    """`log p(y_i | data of rest)` of the data of a fold, summed over responses.
+    """`log p(y_i | data of rest)` [spread, datum, response] of the data of a fold.
 
     A mixture over `RATIOS` of Gaussians, the noise at its mean given the ratio.
     """
@@ -122,14 +149,15 @@ def _log_density(
     given, new = y[rest] - y_mean, y[fold] - y_mean
     log_p, energy, turned = of_ratios(remainder, given)
     log_p = log_p - np.logaddexp.reduce(log_p, axis=0)[None]
-    total = np.full(new.shape, -np.inf)
+    total, squares = np.full((len(SPREADS), *new.shape), -np.inf), np.square(SPREADS)[:, None, None]
     for k in np.flatnonzero((log_p > -8).any(axis=1)):
         gain = RATIOS[k] / (1 + RATIOS[k] * remainder.spectrum)
         mean = kernel @ (gain[:, None] * turned)
         spread = 1 + 1 / n + np.maximum(RATIOS[k] * own - RATIOS[k] * (kernel**2 @ gain), 0)
-        variance = spread[:, None] * (energy[k] / (n - 1))[None]
-        total = np.logaddexp(total, log_p[k] - 0.5 * np.log(2 * np.pi * variance) - 0.5 * (new - mean) ** 2 / variance)
-    return total.sum(axis=1)
+        variance = squares * (spread[:, None] * (energy[k] / (n - 1))[None])[None]
+        density = -0.5 * np.log(2 * np.pi * variance) - 0.5 * (new - mean)[None] ** 2 / variance
+        total = np.logaddexp(total, log_p[k] + density)
+    return total
 
 
 def _in_view(plan: Plan, x: np.ndarray, weight: np.ndarray) -> Remainder:

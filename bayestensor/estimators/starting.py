@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Iterator
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.inputs import Observed
-from bayestensor.models.compiled import quick_jit
-from bayestensor.models.conjugate import Conjugate, How, State, refreshed, sweeps
+from bayestensor.models.conjugate import Conjugate, refreshed, sweeps
 from bayestensor.models.effects import constant_start
+from bayestensor.models.state import Chance, How, State
 from bayestensor.ranks.select import RANK_THRESHOLD, host_slice_norms
-from bayestensor.tensor.initialise import initialise
+from bayestensor.tensor.initialise import core_variance
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.normal import Observations, from_rows, is_joint, row_shape, to_rows
-from bayestensor.typing import Array, Key
 
 _FIRST_PRECISION = 100.0  # of data of mean square 1: taken as 20 dB until the fit can tell
 _FIRST_DISCRETE = 10.0  # of answers and counts: each counts as ten, or random cores would all shrink away
@@ -30,13 +27,14 @@ _NO_WORSE = 0.25  # share of the observations by which a chain's start may score
 _SETTLED = 1.05  # growth of the noise precision in one call below which the warm-up has arrived
 _FLAT = 0.999  # and no fall below this: where the prior has its way with the last dead slices, noise rises by a hair
 _NEARLY_EXACT = 1e5  # noise precision, 50 dB, above which split components are looked for
+_HOPELESS = 0.9  # share of the noise precision that a trial with components merged must have after ten sweeps
 _ALIKE = 0.2  # product of the cosines above which two components are tried as one; of random ones it is below 0.1
 _SWEEPS_LEFT = 200  # near enough: to settle, to burn in and to draw
 _WORTH_A_CUT = 2e10  # multiplications saved that pay for compiling the smaller shape
 
 
 def best_starts(
-    model: Conjugate, data: Observations, given: Observed, sweeps_each: int, how: How, chains: int, key
+    model: Conjugate, data: Observations, given: Observed, sweeps_each: int, how: How, chains: int, rng
 ) -> list[State]:
     """Mean-field sweeps from random starts, as many as are cheap and no fewer than the chains: one state a chain.
 
@@ -49,12 +47,14 @@ def best_starts(
     first = _FIRST_DISCRETE if model.discrete else _FIRST_PRECISION
     constant = constant_start(model.likelihood, given.values)
     found: list[tuple[float, State]] = []
-    for start_key in jax.random.split(key, max(chains, min(_MOST_STARTS, int(share)))):
-        first_key, warm_key = jax.random.split(start_key)
-        state = _random_state(model, first_key, first, constant)
-        for part, keys in enumerate(portions(warm_key, sweeps_each)):
-            hold = jnp.full(PORTION, model.discrete) | (jnp.arange(PORTION) < _HELD - part * PORTION)
-            state, _ = sweeps(model, keys, state, refreshed(model, state, data), how, hold)
+    for own in rng.spawn(max(chains, min(_MOST_STARTS, int(share)))):
+        state = _random_state(model, own, first, constant)
+        for part, chance in enumerate(portions(model, data, own, sweeps_each)):
+            hold = np.full(PORTION, model.discrete) | (np.arange(PORTION) < _HELD - part * PORTION)
+            before = float(state.precision)
+            state, _ = sweeps(model, chance, state, refreshed(model, state, data), how, hold)
+            if part > 1 and not model.discrete and _arrived(before, state):
+                break
         found.append((0.0 if model.discrete else score(model, state, count), state))
     found.sort(key=lambda one: one[0])
     best, state = found[0]
@@ -63,9 +63,11 @@ def best_starts(
     return [state for reached, state in found[:chains] if reached <= best + _NO_WORSE * count]
 
 
-@partial(quick_jit, static_argnames="model")
-def _random_state(model: Conjugate, key: Key[Array, ""], precision: float, constant: float) -> State:
-    return model.start(initialise(key, model.network, dtype=jnp.float64).cores, precision, constant)
+def _random_state(model: Conjugate, rng: np.random.Generator, precision: float, constant: float) -> State:
+    """Cores drawn as `tensor.initialise` has it."""
+    sd, network = math.sqrt(core_variance(model.network, 1.0)), model.network
+    cores = {core.name: sd * rng.standard_normal(network.core_shape(core.name)) for core in network.cores}
+    return model.start(cores, precision, constant)
 
 
 def cut(model: Conjugate, states: list[State], given: Observed) -> tuple[Conjugate, list[State]]:
@@ -88,17 +90,16 @@ def cut(model: Conjugate, states: list[State], given: Observed) -> tuple[Conjuga
 
 
 def settled(
-    model: Conjugate, state: State, data: Observations, given: Observed, sweeps_each: int, how: How, key
+    model: Conjugate, state: State, data: Observations, given: Observed, sweeps_each: int, how: How, rng
 ) -> State:
     """Swept on while the noise still falls, at most twice as long again; split components merged."""
     if model.discrete:
-        state = state._replace(precision=jnp.ones_like(state.precision))
-    key, settle_key = jax.random.split(key)
-    state = settle(model, state, data, sweeps_each, how, settle_key)
+        state = state._replace(precision=np.ones_like(state.precision))
+    state = settle(model, state, data, sweeps_each, how, rng)
     count = len(given.values)
     while (fewer := _merged(model, state, count)) is not None:
-        key, trial_key = jax.random.split(key)
-        trial = settle(model, fewer, data, sweeps_each, how, trial_key)
+        least = 0.0 if float(state.precision) > _NEARLY_EXACT else _HOPELESS * float(state.precision)
+        trial = settle(model, fewer, data, sweeps_each, how, rng, least)
         if score(model, trial, count) >= score(model, state, count):
             break
         state = trial
@@ -110,7 +111,7 @@ def _merged(model: Conjugate, state: State, count: int) -> State | None:
     if model.discrete:
         return None
     if is_joint(model.network) and (doubles := repeated(model, state, count)).any():
-        cores = {name: jnp.where(doubles, 0, rows) for name, rows in _component_rows(model, state).items()}
+        cores = {name: np.where(doubles, 0, rows) for name, rows in _component_rows(model, state).items()}
         return state._replace(cores={name: from_rows(model.network, name, rows) for name, rows in cores.items()})
     return _without_weakest(model, state) if float(state.precision) > _NEARLY_EXACT else None
 
@@ -134,15 +135,22 @@ def _component_rows(model: Conjugate, state: State) -> dict[str, np.ndarray]:
     return {name: np.asarray(to_rows(model.network, name, core)) for name, core in state.cores.items()}
 
 
-def settle(model: Conjugate, state: State, data: Observations, sweeps_each: int, how: How, key) -> State:
-    """Sweeps until the noise no longer falls."""
-    still = jnp.full(PORTION, model.discrete)
-    for keys in portions(key, 2 * sweeps_each):
+def settle(
+    model: Conjugate, state: State, data: Observations, sweeps_each: int, how: How, rng, least: float = 0.0
+) -> State:
+    """Sweeps until the noise no longer falls, or its precision has not come to `least` in one portion of them."""
+    still = np.full(PORTION, model.discrete)
+    for chance in portions(model, data, rng, 2 * sweeps_each):
         before = float(state.precision)
-        state, _ = sweeps(model, keys, state, refreshed(model, state, data), how, still)
-        if _FLAT * before <= float(state.precision) < _SETTLED * before:
+        state, _ = sweeps(model, chance, state, refreshed(model, state, data), how, still)
+        if float(state.precision) < least or _arrived(before, state):
             break
     return state
+
+
+def _arrived(before: float, state: State) -> bool:
+    """Whether the noise precision has hardly moved in a portion."""
+    return _FLAT * before <= float(state.precision) < _SETTLED * before
 
 
 def score(model: Conjugate, state: State, count: int) -> float:
@@ -166,13 +174,16 @@ def _without_weakest(model: Conjugate, state: State) -> State:
         array = np.array(state.cores[core.name])
         if bond in core.legs:
             np.moveaxis(array, core.legs.index(bond), 0)[index] = 0
-        cores[core.name] = jnp.asarray(array)
-    return state._replace(cores=cores, precision=jnp.asarray(_FIRST_PRECISION, state.precision.dtype))
+        cores[core.name] = array
+    return state._replace(cores=cores, precision=np.asarray(_FIRST_PRECISION, state.precision.dtype))
 
 
-def portions(key: Key[Array, ""], sweeps: int) -> list[Array]:
-    """Keys of at least as many sweeps, in portions of one length: one compiled program runs them all."""
-    return [jax.random.split(jax.random.fold_in(key, k), PORTION) for k in range(-(-sweeps // PORTION))]
+def portions(
+    model: Conjugate, data: Observations, rng: np.random.Generator, sweeps: int, draw: bool = False
+) -> Iterator[Chance]:
+    """Chance for at least as many sweeps, in portions of one length: one compiled program runs them all."""
+    for _ in range(-(-sweeps // PORTION)):
+        yield model.chance(rng, PORTION, float(data.count), draw)
 
 
 def work(network: Network, given: Observed) -> float:

@@ -9,19 +9,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bayestensor.inference.base import Engine, Posterior, all_finite, normals
+from bayestensor.inference.base import Engine, Posterior, all_finite
 from bayestensor.inference.gradient import (
     cond_together,
     coordinates,
     mean_over_coordinates,
-    preconditioner,
     require_conditional,
     require_proper,
     running_mean,
     sparing_estimator,
 )
 from bayestensor.inference.parallel import Parallel, over
-from bayestensor.inference.stein import Kernel, affine, groups, interact, per_leaf, variance_ratio
+from bayestensor.inference.stein import Kernel, groups, variance_ratio
+from bayestensor.inference.svgd_moves import Noisy, plain_move
 from bayestensor.typing import Array, Batch, Int, Key, Position, Scalar
 
 
@@ -145,6 +145,7 @@ def svgd(
     require_conditional(posterior, conditional_every, temperature)
     mover = optax.adagrad(step_size) if optimiser is None else optimiser
     estimate, gradient = sparing_estimator(posterior), jax.value_and_grad(posterior.log_density)
+    moves = Noisy(posterior, kernel, several_modes, step_size, temperature, burn_in, noise_share)
 
     def init(key: Key[Array, ""], position: Position) -> State:
         del key
@@ -180,10 +181,14 @@ def svgd(
         each = over(lambda x: estimate(due, x, batch) if noisy else gradient(x, batch), parallel)(state.particles)
         log_density, g = each[:2]
         ratio = variance_ratio(state.particles, g) / temperature
-        measured, share = measure(state, each, due) if noisy else (state, None)
         if conditional_every is not None:
             key, update_key = jax.random.split(key)
-        moved = with_noise(key, measured, each, share) if noisy else without_noise(state, g)
+        if noisy:
+            measured, share = moves.measure(state, each, due)
+            moved = moves.move(key, measured, each, share)
+        else:
+            share = None
+            moved = plain_move(posterior, kernel, several_modes, temperature, mover, state, g)
         if conditional_every is not None:
             due = (state.step >= burn_in) & (state.step % conditional_every == 0)
             moved = moved._replace(particles=redraw(due, update_key, moved.particles))
@@ -218,81 +223,6 @@ def svgd(
         return over(posterior.conditional_update, parallel)(jax.random.split(key, n), particles)
 
     redraw = cond_together(redrawn, lambda key, particles: particles)
-
-    def measure(state, each, due) -> tuple[State, Position]:
-        """The state with this step's noise and curvature (in burn-in with the scale they give), and the batches' share.
-
-        The scale is used at once: one step at scale 1 would leave a mode 1/1000 wide for good.
-        """
-        adapting, steps = state.step < burn_in, state.step - state.nonfinite
-        now = jax.tree.map(lambda a: a.mean(0), (each.noise, each.curvature))
-        noise = running_mean(state.noise, now[0], state.measured)
-        noise = jax.tree.map(lambda a, b: jnp.where(due, a, b), noise, state.noise)
-        curvature = running_mean(state.curvature, now[1], steps)
-        least = step_size / (noise_share * temperature)  # half of the share; the sweep may take the other
-        scale = jax.tree.map(lambda v, b: preconditioner(v, least * b, steps), curvature, noise)
-        kept = jax.tree.map(lambda a, b: jnp.where(adapting, a, b), (scale, curvature), (state.scale, state.curvature))
-        share = jax.tree.map(
-            lambda x, s, b: step_size * (s**2 + state.strength * x.var(0)) * b / (2 * temperature),
-            state.particles,
-            kept[0],
-            noise,
-        )
-        new = state._replace(scale=kept[0], curvature=kept[1], noise=noise, measured=state.measured + due)
-        return new, share
-
-    def with_noise(key, state, each, share) -> State:
-        members = groups(kernel, posterior, state.scale)
-        adapting, steps = state.step < burn_in, state.step - state.nonfinite
-        xi_key, sweep_key = jax.random.split(key)
-        n = jax.tree.leaves(state.particles)[0].shape[0]
-        z = jax.tree.map(lambda x, s: x / s, state.particles, state.scale)
-        g = jax.tree.map(lambda g, s: jnp.clip(g * s, -1 / step_size, 1 / step_size), each.gradient, state.scale)
-        left = temperature * jnp.maximum(1 - mean_over_coordinates(share), 0.0)  # the batches bring the rest
-        frozen = (~adapting, state.bandwidth) if burn_in else None
-        least = step_size * left  # narrower than a step's own noise, particles would be driven past each other
-        now = interact(members, kernel, z, g, normals(xi_key, z), frozen, left, several_modes, least)
-        mass = jax.tree.map(lambda a, b: jnp.where(adapting | (burn_in == 0), a, b), now.mass, state.mass)
-        mass = per_leaf(members, kernel, mass, state.scale)
-        *swept, rate = affine(z, g, normals(sweep_key, jnp.zeros((n, n), each.log_density.dtype)), left)
-
-        stable = 0.5 / (step_size * rate)  # particles far wider than the posterior would be swept past it, ever farther
-        sweeping = jnp.minimum(state.strength, jnp.where(adapting, stable, 2 * stable))
-
-        def stride(by, drift, noise):
-            return by * drift + jnp.sqrt(2 * by * left) * noise
-
-        particles = jax.tree.map(
-            lambda x, s, m, *to: x + s * (stride(step_size / m, *to[:2]) + stride(step_size * sweeping, *to[2:])),
-            state.particles,
-            state.scale,
-            mass,
-            now.drift,
-            now.noise,
-            *swept,
-        )
-        before = (state.bandwidth, state.mass, state.strength)
-        strength = jnp.zeros_like(stable) if several_modes else jnp.minimum(strongest(state), stable)
-        averages = running_mean(before, (now.bandwidth, now.mass, strength), steps)
-        widths, masses, strength = jax.tree.map(lambda a, b: jnp.where(adapting, a, b), averages, before)
-        return state._replace(particles=particles, bandwidth=widths, mass=masses, strength=strength)
-
-    def strongest(state) -> Scalar:
-        """At most 1, n / d (a particle is pulled with force d / n) and what brings the batches' share to its bound."""
-        n = jax.tree.leaves(state.particles)[0].shape[0]
-        forces = jax.tree.map(lambda x, b: x.var(0) * step_size * b / (2 * temperature), state.particles, state.noise)
-        batches = jnp.maximum(mean_over_coordinates(forces), 1e-30)
-        return jnp.minimum(min(1.0, n * n / coordinates(state.particles)), noise_share / 2 / batches)
-
-    def without_noise(state, g) -> State:
-        one = jax.tree.map(lambda x: x[0], state.particles)
-        members = groups(kernel, posterior, one)
-        now = interact(members, kernel, state.particles, g, None, None, temperature, several_modes)
-        n = jax.tree.leaves(state.particles)[0].shape[0]
-        descent = jax.tree.map(lambda drift: -drift / n, now.drift)
-        updates, optimiser = mover.update(descent, state.optimiser, state.particles)
-        particles = optax.apply_updates(state.particles, updates)
-        return state._replace(particles=particles, bandwidth=now.bandwidth, mass=now.mass, optimiser=optimiser)
 
     return Engine(init, step, lambda state: state.particles)
 

@@ -32,7 +32,7 @@ DISCRETE = ("bernoulli", "poisson")  # with no noise to learn, and around a cons
 DEGREES_OF_FREEDOM = 4.0  # of Student's t: heavy tails that still have a variance
 EXCESS = 0.05  # share by which the variance of a count's stand-in is above Poisson's
 _LEAST_RATE = 0.2  # that h is made for, because its draws' moments are matched and no more
-_TERMS = 6  # of the series of a Polya-Gamma draw; what the rest varies is 1e-4 of its variance
+TERMS = 6  # of the series of a Polya-Gamma draw; what the rest varies is 1e-4 of its variance
 
 
 def augmented(
@@ -79,24 +79,20 @@ def polya_gamma_mean(c: Array) -> Array:
 
 
 def polya_gamma(key: Key[Array, ""], c: Float[Array, "*n"], draw: float | Array = 1.0) -> Float[Array, "*n"]:
-    """PG(1, c), or its mean where `draw` is 0.
-
-    `sum over k of g_k / (2 pi^2 ((k - 1/2)^2 + (c / 2 pi)^2))`, g_k ~ Exp(1): six terms are drawn, the others enter by
-    their mean, so that the mean is exact and the variance short by 1e-4 of itself.
-    """
-    share = _shares(c, _TERMS)
-    terms = (jax.random.exponential(key, share.shape, c.dtype) - 1) * share
-    return polya_gamma_mean(c) + draw * terms.sum(0)
+    """PG(1, c), or its mean where `draw` is 0: see `polya_gamma_of`."""
+    return polya_gamma_of(jax.random.exponential(key, (TERMS, *c.shape), c.dtype), jnp.ones_like(c), c, draw)
 
 
-def polya_gamma_power(
-    key: Key[Array, ""], b: Float[Array, "*n"], c: Float[Array, "*n"], draw: float | Array = 1.0
+def polya_gamma_of(
+    terms: Float[Array, "k *n"], b: Float[Array, "*n"], c: Float[Array, "*n"], draw: float | Array
 ) -> Float[Array, "*n"]:
-    """PG(b, c) for any b, 0 where b is, or its mean where `draw` is 0: as `polya_gamma` with g_k ~ Gamma(b, 1)."""
-    share = _shares(c, _TERMS)
-    shape = jnp.broadcast_to(jnp.where(b > 0, b, 1.0)[None], share.shape)
-    terms = (jnp.exp(draw_log_gamma(key, shape)) - shape) * share
-    return jnp.where(b > 0, b * polya_gamma_mean(c) + draw * terms.sum(0), 0.0)
+    """PG(b, c), 0 where b is, or its mean where `draw` is 0.
+
+    `sum over k of g_k / (2 pi^2 ((k - 1/2)^2 + (c / 2 pi)^2))`, the terms g_k ~ Gamma(b, 1): six are drawn, the others
+    enter by their mean, so that the mean is exact and the variance short by 1e-4 of itself.
+    """
+    drawn = ((terms - b[None]) * _shares(c, TERMS)).sum(0)
+    return jnp.where(b > 0, b * polya_gamma_mean(c) + draw * drawn, 0.0)
 
 
 def polya_gamma_sum(
@@ -107,7 +103,7 @@ def polya_gamma_sum(
     As `polya_gamma` with g_k ~ Gamma(b, 1), of which three terms are drawn, the variance short by 1e-3 of itself:
     `g = b (1 - 1 / (9 b) + z / (3 sqrt(b)))^3`, z normal (Wilson and Hilferty, PNAS 17, 1931).
     """
-    share = _shares(c, _TERMS // 2)
+    share = _shares(c, TERMS // 2)
     normal = jax.random.normal(key, share.shape, c.dtype)
     cube = (1 - 1 / (9 * b[None]) + normal / (3 * jnp.sqrt(b[None]))) ** 3
     return b * (polya_gamma_mean(c) + draw * ((jnp.maximum(cube, 0) - 1) * share).sum(0))

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.models.conditionals import pick_scales
+from bayestensor.models.numbers import Count, Numbers, draw_numbers
+from bayestensor.models.whitened import row_space_draw, unknown_space_draw
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.contract import contract
 from bayestensor.tensor.design import (
@@ -31,7 +33,7 @@ from bayestensor.tensor.design import (
     unknowns,
 )
 from bayestensor.tensor.network import Network
-from bayestensor.typing import Array, Float, Key
+from bayestensor.typing import Array, Float
 
 _STEPS = math.log(0.1), math.log(10.0)  # ends of the log-uniform size of a step of log v, of either sign
 PORTION = 25  # sweeps of one call: one compiled program runs any number of them
@@ -71,9 +73,14 @@ class Coefficient:
     variance: float
     smooth: tuple[str, ...] = ()
 
+    def count(self, shape: tuple[int, ...]) -> Count:
+        """Random numbers of a sweep over weights of that shape."""
+        noise = sum(self._noise_size(core.name, shape) for core in self.network.cores)
+        return Count(noise, 5 * len(self.network.cores) + len(self.smooth))
+
     def move(
         self,
-        key: Key[Array, ""],
+        numbers: Numbers,
         state: CoefficientState,
         x: Float[Array, "n *rows"],
         weight: Float[Array, "n *cols"],
@@ -84,7 +91,7 @@ class Coefficient:
         """Every core given the others, then the members of the families and the scales.
 
         Args:
-            key: of this sweep.
+            numbers: of this sweep.
             state: where W stands.
             x: covariates.
             weight: w.
@@ -93,18 +100,15 @@ class Coefficient:
             draw: 1 to draw, 0 for conditional means and modes.
         """
         network, cores, scales = self.network, dict(state.cores), dict(state.scales)
-        core_key, choice_key, member_key, scale_key = jax.random.split(key, 4)
         sizes = [self._noise_size(core.name, weight.shape) for core in network.cores]
-        noise = jax.random.normal(core_key, (sum(sizes),), x.dtype) * draw
-        choices = jax.random.uniform(choice_key, (len(sizes), 5), x.dtype)
-        noise, choices = jax.lax.optimization_barrier((noise, choices))  # else compiled anew into whatever uses them
         member: dict[str, Any] = dict(state.member)
-        for piece, core, choice in zip(jnp.split(noise, np.cumsum(sizes)[:-1]), network.cores, choices, strict=True):
+        for size, core in zip(sizes, network.cores, strict=True):
             name, family = core.name, families.get(core.name)
+            piece, choice = numbers.normal(size) * draw, numbers.uniform(5)
             now = cores, scales, member.get(name)
             cores, scales, member[name] = self._core(name, now, x, weight, target, family, piece, choice, draw)
-        chosen, white = self._members(member_key, cores, scales, families, draw)
-        scales = pick_scales(scale_key, self.network, self.prior, self.variance, scales, white, draw)
+        chosen, white = self._members(numbers, cores, scales, families, draw)
+        scales = pick_scales(numbers.key, self.network, self.prior, self.variance, scales, white, draw)
         return CoefficientState(cores, scales, chosen)
 
     def _systems(self, name: str, shape: tuple[int, ...]) -> tuple[int, int, int, bool]:
@@ -204,43 +208,52 @@ class Coefficient:
         counts = [network.shrunk_by(core.name).count(bond) for core in network.cores]
         return bond, delta, 0.5 * counts[place] * along, 0.5 * sum(counts) * along
 
-    def _members(self, key, cores, scales, families, draw) -> tuple[dict[str, Array], dict[str, Array]]:
+    def _members(self, numbers, cores, scales, families, draw) -> tuple[dict[str, Array], dict[str, Array]]:
         """Member of each family given its core, and the cores with that covariance taken out.
 
         `log p(K) = -p log det(root) - sum_p |root^-1 core[:, p]|^2 / (2 variance_p)`.
         """
         member, white = {}, dict(cores)
-        for k, name in enumerate(self.smooth):
+        for name in self.smooth:
             family, rows = families[name], to_systems(self.network, name, cores[name])[0]
             every = family.inverse @ rows[None]  # [g, q, p]
             sd = core_sd(self.network, name, scales, self.variance)
             log_p = -rows.shape[1] * family.log_det - 0.5 * ((every / sd[None, None]) ** 2).sum((1, 2))
-            member[name] = pick_place(jax.random.fold_in(key, k), log_p, draw)
+            member[name] = pick_place(numbers.uniform(), log_p, draw)
             white[name] = from_systems(self.network, name, every[member[name]][None])
         return member, white
 
 
-def pick_place(key: Key[Array, ""], log_p: Float[Array, "g *k"], draw: float | Array) -> Array:
+def pick_place(u: Float[Array, "*k"], log_p: Float[Array, "g *k"], draw: float | Array) -> Array:
     """Places along the first axis, drawn with probabilities `exp(log_p)` up to a factor; the best where `draw` is 0.
 
-    One uniform number each, against their running sum.
+    One number u of U(0, 1) each, against their running sum.
     """
     mass = jnp.cumsum(jnp.exp(log_p - jnp.max(log_p, axis=0)[None]), axis=0)
-    u = jax.random.uniform(key, log_p.shape[1:], log_p.dtype)
     drawn = (mass <= (u * mass[-1])[None]).sum(0)
     return jnp.where(draw > 0, jnp.minimum(drawn, len(log_p) - 1), jnp.argmax(log_p, axis=0))
 
 
-def run_portion(sweep: Callable[[Array, Any], Any], seed: Array, part: Array, states: Any) -> tuple[Any, Any]:
-    """PORTION sweeps of each chain, the `part`-th portion of the run: (last states, all states [chain, sweep, ...])."""
-    chains = len(jax.tree.leaves(states)[0])
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), part), (chains, PORTION))
+def run_portion(
+    sweep: Callable[[Numbers, Any], Any], count: Count, seed: Array, part: Array, states: Any
+) -> tuple[Any, Any]:
+    """PORTION sweeps of each chain, the `part`-th portion of the run: (last states, all states [chain, sweep, ...]).
 
-    def one(state, key):
-        state = sweep(key, state)
+    Args:
+        sweep: (numbers, state) -> the next state.
+        count: of the numbers it takes.
+        seed: of the run.
+        part: number of the portion.
+        states: of the chains.
+    """
+    first = jax.tree.leaves(states)[0]
+    numbers = draw_numbers(jax.random.fold_in(jax.random.key(seed), part), (len(first), PORTION), count, first.dtype)
+
+    def one(state, now):
+        state = sweep(Numbers(*now), state)
         return state, state
 
-    return jax.lax.map(lambda now: jax.lax.scan(one, now[0], now[1]), (states, keys))
+    return jax.lax.map(lambda now: jax.lax.scan(one, now[0], now[1]), (states, numbers))
 
 
 def _unit(network: Network, bonds: tuple[str, ...], without: str, dtype) -> list[Any]:
@@ -255,47 +268,3 @@ def core_sd(network: Network, name: str, scales: dict[str, Array], variance: flo
     terms += [(jnp.sqrt(scales[b]), (b,)) for b in network.shrunk_by(name)]
     product = contract(terms, bonds) if terms else jnp.ones((), dtype)
     return jnp.asarray(variance**0.5, dtype) * product.reshape(-1)
-
-
-def unknown_space_draw(
-    gram: Float[Array, "b u u"], moment: Float[Array, "b u"], noise: Float[Array, "b u"]
-) -> tuple[Float[Array, "b u"], Float[Array, "b"]]:
-    """(draw, log evidence) of `N(A^-1 moment, A^-1)`, `A = I + gram`: where noise is 0, the mean.
-
-    The evidence is up to what does not depend on the design: `-log det(A) / 2 + moment A^-1 moment / 2`.
-    """
-    root = jnp.linalg.cholesky(jnp.eye(gram.shape[-1], dtype=gram.dtype)[None] + gram)
-    half = _solve(root, moment[..., None], transposed=False)
-    draw = _solve(root, half + noise[..., None], transposed=True)[..., 0]
-    return draw, 0.5 * (half**2).sum((1, 2)) - _log_det(root)
-
-
-def row_space_draw(
-    rows: Float[Array, "n u"],
-    weight: Float[Array, "b n"],
-    target: Float[Array, "b n"],
-    noise: Float[Array, "b u"],
-    row_noise: Float[Array, "b n"],
-) -> tuple[Float[Array, "b u"], Float[Array, "b"]]:
-    """As `unknown_space_draw` with `gram = rows^T diag(weight) rows`, by n x n systems: for more unknowns than rows.
-
-    `u ~ N(0, I)`, `(R R^T + I) s = t / sqrt(w) - R u - noise`, `u + R^T s`, R = sqrt(w) rows (Bhattacharya,
-    Chakraborty, Mallick, Biometrika 103, 2016).
-    """
-    half = jnp.sqrt(weight)
-    aim = jnp.where(weight > 0, target / jnp.where(weight > 0, half, 1.0), 0.0)
-    kernel = half[:, :, None] * half[:, None, :] * (rows @ rows.T)[None]
-    root = jnp.linalg.cholesky(jnp.eye(len(rows), dtype=rows.dtype)[None] + kernel)
-    gap = aim - half * (noise @ rows.T) - row_noise
-    both = _solve(root, jnp.stack([gap, aim], axis=-1), transposed=False)
-    s = _solve(root, both[..., :1], transposed=True)[..., 0]
-    log_z = 0.5 * (aim**2).sum(1) - 0.5 * (both[..., 1] ** 2).sum(1) - _log_det(root)
-    return noise + (half * s) @ rows, log_z
-
-
-def _log_det(root: Float[Array, "b u u"]) -> Float[Array, "b"]:
-    return jnp.log(jnp.diagonal(root, axis1=1, axis2=2)).sum(1)
-
-
-def _solve(root: Array, right: Array, transposed: bool) -> Array:
-    return jax.lax.linalg.triangular_solve(root, right, left_side=True, lower=True, transpose_a=transposed)

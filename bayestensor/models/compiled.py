@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, TypeAlias
 
 import jax
 from threadpoolctl import threadpool_limits
+
+AnyArray: TypeAlias = Any  # an array: NumPy's on the host, where each operation would be a program; JAX's inside one
 
 # Sweeps spend their time in LAPACK and matrix products, which no code generation makes faster, and compile once for
 # each shape of data. Without the fusion emitters, at LLVM's lowest level that still optimises, one of CP takes 2.8 s of

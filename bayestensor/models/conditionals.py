@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bayestensor.models.scale_moves import exchange_levels
 from bayestensor.priors.base import ScalePrior, conditional
-from bayestensor.priors.log_gamma import draw_log_gamma
+from bayestensor.priors.log_gamma import GammaNumbers, log_gamma
 from bayestensor.tensor.contract import bond_energy, contract
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.normal import split_legs
@@ -77,9 +78,18 @@ def prior_precision(network: Network, name: str, scales: Mapping[str, Array], va
     return (product / variance).reshape(-1)
 
 
-def pick_precision(key: Key[Array, ""], count: Array, residual: Array, draw: float | Array) -> Float[Array, ""]:
-    """Of the noise: Gamma(count / 2, residual / 2) drawn, or `count / residual`."""
-    shape = 0.5 * count + _SHAPE
-    best = shape / (0.5 * residual + _RATE)
-    drawn = jnp.exp(draw_log_gamma(key, shape) - jnp.log(shape)) * best
+def best_precision(count: Array, residual: Array) -> Float[Array, ""]:
+    """Of the noise: `count / residual`, near enough."""
+    return jnp.minimum(precision_shape(count) / (0.5 * residual + _RATE), HIGHEST_PRECISION)
+
+
+def precision_shape(count: Any) -> Any:
+    """Of the gamma law of the noise precision given `count` observations, whose mean is `best_precision`."""
+    return 0.5 * count + _SHAPE
+
+
+def precision_of(numbers: GammaNumbers, count: Array, residual: Array, draw: float | Array) -> Float[Array, ""]:
+    """Of the noise: Gamma(count / 2, residual / 2) drawn from random numbers that there are, or `count / residual`."""
+    shape, best = precision_shape(count), best_precision(count, residual)
+    drawn = jnp.exp(log_gamma(numbers, shape) - jnp.log(shape)) * best
     return jnp.minimum(jnp.where(draw > 0, drawn, best), HIGHEST_PRECISION)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,20 @@ import numpy as np
 
 from bayestensor.models import side
 from bayestensor.models.augment import DISCRETE, augmented, dispersion
-from bayestensor.models.compiled import quick_jit
-from bayestensor.models.conditionals import pick_levels, pick_precision, pick_scales, prior_precision
+from bayestensor.models.compiled import AnyArray, quick_jit
+from bayestensor.models.conditionals import (
+    HIGHEST_PRECISION,
+    best_precision,
+    pick_levels,
+    pick_scales,
+    precision_shape,
+    prior_precision,
+)
 from bayestensor.models.effects import Effects, spread_out, taken_off, update
 from bayestensor.models.effects import start as no_effects
-from bayestensor.models.rows import chain_posterior, innovations, pick_correlations, row_posterior
+from bayestensor.models.rows import CORRELATIONS, chain_posterior, innovations, pick_correlations, row_posterior
 from bayestensor.models.side import Features, Side
+from bayestensor.models.state import Chance, How, State, Swept
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.network import Factored, Network
 from bayestensor.tensor.normal import (
@@ -39,44 +47,7 @@ from bayestensor.tensor.normal import (
     split_legs,
     to_rows,
 )
-from bayestensor.typing import Array, Key
-
-
-class How(NamedTuple):
-    """What a sweep does, as numbers, so that one compiled program serves all three engines."""
-
-    draw: float | Array  # 1: conditional draws; 0: conditional means and modes
-    spreads: float | Array  # 1: the other cores' posterior covariances count
-
-
-GIBBS, VARIATIONAL, MAP = How(1.0, 0.0), How(0.0, 1.0), How(0.0, 0.0)
-
-
-class State(NamedTuple):
-    """Where a closed-form fit stands.
-
-    `covariances[core]` is [q, p, p]: of the posterior of the core's rows in mean-field inference, zero for a draw. With
-    none at all (`{}`) sweeps do without: draws and conditional modes the same, quicker where entries are a long list.
-    """
-
-    cores: dict[str, Array]
-    covariances: dict[str, Array]
-    scales: dict[str, Array]  # bond -> v
-    correlations: dict[str, Array]  # of neighbouring rows: smooth core -> [p]
-    precision: Array  # of the noise
-    effects: Effects
-    sides: dict[str, Side]  # of cores whose mode has features
-
-
-class Swept(NamedTuple):
-    """The cores after a sweep over them, and what all else is drawn from."""
-
-    cores: dict[str, Array]
-    covariances: dict[str, Array]
-    seconds: dict[str, Array]  # [q, p]: expected squares of the rows
-    pairs: dict[str, Array]  # [q - 1, p]: expected products of neighbouring rows, where smooth
-    precisions: dict[str, Array]  # [p]: the prior's
-    residual: Array  # expected weighted squares of data - X
+from bayestensor.typing import Array, Bool
 
 
 @dataclass(frozen=True)
@@ -106,19 +77,19 @@ class Conjugate:
         """Whether there is no noise to learn."""
         return self.likelihood in DISCRETE
 
-    def start(self, cores: Mapping[str, Array], precision: float, constant: float = 0.0) -> State:
-        """Cores to start from, every scale at 1; offsets at 0 around a constant."""
-        cores = {c.name: jnp.asarray(cores[c.name]) for c in self.network.cores}
-        dtype = jnp.result_type(*cores.values())
+    def start(self, cores: Mapping[str, AnyArray], precision: float, constant: float = 0.0) -> State:
+        """Cores to start from, every scale at 1; offsets at 0 around a constant. All but the cores is NumPy's."""
+        cores = {c.name: cores[c.name] for c in self.network.cores}
+        dtype: Any = jnp.result_type(*cores.values())
         shapes = self._shapes()
         covariances = {
-            n: jnp.broadcast_to(self.variance * jnp.eye(p, dtype=dtype), (q, p, p)) for n, (q, p) in shapes.items()
+            n: np.broadcast_to(self.variance * np.eye(p, dtype=dtype), (q, p, p)) for n, (q, p) in shapes.items()
         }
-        scales = {bond: jnp.ones(size, dtype) for bond, size in self.network.ranks.items()}
-        correlations = {name: jnp.full(shapes[name][1], 0.5, dtype) for name in self.smooth}
+        scales = {bond: np.ones(size, dtype) for bond, size in self.network.ranks.items()}
+        correlations = {name: np.full(shapes[name][1], 0.5, dtype) for name in self.smooth}
         effects = no_effects(self.effects, self.network.size, constant, dtype)
         sides = {name: side.start(features, shapes[name][1], dtype) for name, features in self.sides}
-        return State(cores, covariances, scales, correlations, jnp.asarray(precision, dtype), effects, sides)
+        return State(cores, covariances, scales, correlations, np.asarray(precision, dtype), effects, sides)
 
     def keep(self, state: State, indices: Mapping[str, np.ndarray]) -> tuple[Conjugate, State]:
         """Model and state with only the given indices of each bond; sigma_core^2 stays what it was."""
@@ -127,7 +98,7 @@ class Conjugate:
 
         def cut(array, legs):
             for axis, leg in enumerate(legs):
-                array = jnp.take(array, np.asarray(indices[leg]), axis=axis) if leg in indices else array
+                array = np.take(np.asarray(array), indices[leg], axis=axis) if leg in indices else array
             return array
 
         cores, covariances, correlations, sides = {}, {}, {}, {}
@@ -154,11 +125,29 @@ class Conjugate:
         x = data.values(Factored(self.network, state.cores))
         return x, spread_out(state.effects.values, data, self.network.modes, x)
 
-    def sweep(self, key: Key[Array, ""], state: State, data: Observations, how: How, hold: Array) -> State:
+    def chance(self, rng: np.random.Generator, n: int, count: float, draw: bool) -> Chance:
+        """AnyArray for n sweeps over `count` observations; such as leave means and modes alone where none draws."""
+        shapes = self._shapes()
+        sizes = {
+            "normal": (n, sum(q * p for q, p in shapes.values())),
+            "gumbel": (n, len(CORRELATIONS), sum(shapes[name][1] for name in self.smooth)),
+        }
+        bits = rng.integers(2**32, size=(n, 2), dtype=np.uint32)
+        if not draw:
+            return Chance(bits, np.zeros(sizes["normal"]), np.zeros(sizes["gumbel"]), np.ones(n))
+        shape = precision_shape(count)
+        return Chance(
+            bits,
+            rng.standard_normal(sizes["normal"]),
+            rng.gumbel(size=sizes["gumbel"]),
+            rng.standard_gamma(shape, n) / shape,
+        )
+
+    def sweep(self, chance: Chance, state: State, data: Observations, how: How, hold: Array) -> State:
         """Hidden variables and effects, every core given the others, then correlations, scales and noise precision.
 
         Args:
-            key: of this sweep.
+            chance: of this sweep.
             state: where the fit stands.
             data: what was observed, each entry with weight 1.
             how: GIBBS draws everything; VARIATIONAL takes mean-field moments of the cores and puts the rest at the
@@ -166,26 +155,25 @@ class Conjugate:
             hold: whether the noise precision stays as it is.
         """
         draw, _ = how
-        core_key, scale_key, noise_key, correlation_key, hidden_key, effect_key = jax.random.split(key, 6)
-        if self.sides:
-            correlation_key, *side_keys = jax.random.split(correlation_key, 4)
+        keys = jax.random.split(jax.random.wrap_key_data(chance.bits), 3 + 3 * bool(self.sides))
+        scale_key, hidden_key, effect_key, *side_keys = keys
         effects, data = self._effects(hidden_key, effect_key, state, data, draw)
-        swept = self._swept(core_key, state, data, how)
+        swept = self._swept(chance.normal, state, data, how)
         correlations = state.correlations
         if self.smooth:
-            correlations = pick_correlations(correlation_key, swept.seconds, swept.pairs, swept.precisions, draw)
+            correlations = pick_correlations(swept.seconds, swept.pairs, swept.precisions, chance.gumbel)
         if self.sides:
             swept, strengths = self._strengths(side_keys[0], swept, draw)
         seconds = swept.seconds | {
             n: innovations(swept.seconds[n], swept.pairs[n], correlations[n]) for n in self.smooth
         }
         roots = {n: from_rows(self.network, n, jnp.sqrt(jnp.maximum(own, 0))) for n, own in seconds.items()}
-        precision = pick_precision(noise_key, data.count, jnp.maximum(swept.residual, 0), draw)
+        precision = chance.gamma * best_precision(data.count, jnp.maximum(swept.residual, 0))
         if self.sides and is_joint(self.network):
             swept, roots = self._rebalanced(side_keys[2], swept, roots, draw)
         scales = pick_scales(scale_key, self.network, self.prior, self.variance, state.scales, roots, draw)
         sides = self._maps(side_keys[1], swept.cores, scales, strengths, draw) if self.sides else {}
-        precision = jnp.where(hold, state.precision, precision)
+        precision = jnp.where(hold, state.precision, jnp.minimum(precision, HIGHEST_PRECISION))
         new = State(swept.cores, swept.covariances, scales, correlations, precision, effects, sides)
         return self._levelled(jax.random.fold_in(scale_key, len(scales)), new, draw) if len(scales) > 1 else new
 
@@ -210,12 +198,11 @@ class Conjugate:
             data = taken_off(data, effects, modes, total)
         return effects, data
 
-    def _swept(self, key, state: State, data: Observations, how: How) -> Swept:
+    def _swept(self, normal, state: State, data: Observations, how: How) -> Swept:
         """Every core given the others, one after another."""
         network, features = self.network, dict(self.sides)
         cores, covariances, shapes = dict(state.cores), dict(state.covariances), self._shapes()
         ends = np.cumsum([q * p for q, p in shapes.values()])
-        normal = jax.random.normal(key, (int(ends[-1]),), state.precision.dtype) * how.draw
         seconds, pairs, precisions = {}, {}, {}
         for (name, (q, p)), piece in zip(shapes.items(), jnp.split(normal, ends[:-1]), strict=True):
             gram, moment = normal_equations(network, cores, name, data, covariances or None)
@@ -223,7 +210,7 @@ class Conjugate:
             pull = d[None] * side.mean(features[name], state.sides[name]) if name in features else 0.0
             scaled = state.precision * gram, state.precision * moment + pull, d, piece.reshape(q, p)
             if name in self.smooth:
-                rows, spread, lag = chain_posterior(*scaled, state.correlations[name])
+                rows, spread, lag = chain_posterior(*scaled, state.correlations[name], how.spreads)
                 pairs[name] = rows[1:] * rows[:-1] + (how.spreads * lag[:-1] if covariances else 0.0)
             else:
                 rows, spread = row_posterior(*scaled)
@@ -274,16 +261,16 @@ class Conjugate:
 
 @partial(quick_jit, static_argnames="model")
 def sweeps(
-    model: Conjugate, keys: Key[Array, "n"], state: State, data: Observations, how: How, hold: Array
+    model: Conjugate, chance: Chance, state: State, data: Observations, how: How, hold: Bool[Array, "n"]
 ) -> tuple[State, State]:
-    """As many sweeps as there are keys: the last state, and what each of them left but covariances."""
+    """As many sweeps as `chance` has rows: the last state, and what each of them left but covariances."""
 
     def one(state, now):
-        key, still = now
-        state = model.sweep(key, state, data, how, still)
+        chance, still = now
+        state = model.sweep(chance, state, data, how, still)
         return state, state._replace(covariances={})
 
-    return jax.lax.scan(one, state, (keys, hold))
+    return jax.lax.scan(one, state, (chance, hold))
 
 
 def refreshed(model: Conjugate, state: State, data: Observations) -> Observations:

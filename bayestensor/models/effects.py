@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.models.augment import DISCRETE
+from bayestensor.models.compiled import AnyArray
 from bayestensor.priors import InverseGamma
 from bayestensor.tensor.normal import Observations
 from bayestensor.typing import Array, Key
@@ -27,18 +28,18 @@ _CONSTANT_PRECISION = 0.01  # prior of the constant: sd 10 in the same units, or
 class Effects(NamedTuple):
     """Constant and offsets under their modes' names; variances are those of mean-field inference, zero for a draw."""
 
-    values: dict[str, Array]  # constant []; mode -> [size]
-    variances: dict[str, Array]
-    scales: dict[str, Array]  # mode -> v
+    values: dict[str, AnyArray]  # constant []; mode -> [size]
+    variances: dict[str, AnyArray]
+    scales: dict[str, AnyArray]  # mode -> v
 
 
 def start(names: tuple[str, ...], sizes: Mapping[str, int], constant: float, dtype) -> Effects:
     """The constant alone; no effects at all where there are no names."""
-    values = {name: jnp.zeros(sizes[name], dtype) for name in names if name != CONSTANT}
+    values: dict[str, AnyArray] = {name: np.zeros(sizes[name], dtype) for name in names if name != CONSTANT}
     if CONSTANT in names:
-        values[CONSTANT] = jnp.asarray(constant, dtype)
-    scales = {name: jnp.full((), 0.1, dtype) for name in names if name != CONSTANT}
-    return Effects(values, {name: jnp.zeros_like(a) for name, a in values.items()}, scales)
+        values[CONSTANT] = np.asarray(constant, dtype)
+    scales = {name: np.full((), 0.1, dtype) for name in names if name != CONSTANT}
+    return Effects(values, {name: np.zeros_like(a) for name, a in values.items()}, scales)
 
 
 def spread_out(values: Mapping[str, Array], data: Observations, modes: tuple[str, ...], like: Array) -> Array:

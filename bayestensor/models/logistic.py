@@ -17,11 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.models.augment import polya_gamma, polya_gamma_power
-from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, run_portion, unknown_space_draw
+from bayestensor.models.augment import TERMS, polya_gamma_of
+from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, run_portion
 from bayestensor.models.compiled import quick_jit
+from bayestensor.models.numbers import Count, Numbers, gammas
+from bayestensor.models.whitened import unknown_space_draw
+from bayestensor.priors.log_gamma import log_gamma
 from bayestensor.tensor.design import responses
-from bayestensor.typing import Array, Float, Key
+from bayestensor.typing import Array, Float
 
 RATIOS = np.concatenate([[0.0], np.geomspace(1e-3, 1e3, 37)])  # equally likely: log odds beyond 30 are certainties
 _BIAS_SD = 10.0
@@ -57,38 +60,42 @@ class LogisticState(NamedTuple):
     ratio: Float[Array, "k"]
 
 
+def number_count(model: Coefficient, data: Labelled) -> Count:
+    """Random numbers of a sweep."""
+    k, terms = data.kappa[0].size, TERMS * data.kappa.size
+    omega = gammas(terms) if data.weighted else Count(0, terms)
+    return omega + model.count(data.kappa.shape) + Count(k * (data.basis.shape[1] + 1), 2 * k)
+
+
 def sweep(
-    model: Coefficient, key: Key[Array, ""], state: LogisticState, data: Labelled, draw: float | Array
+    model: Coefficient, numbers: Numbers, state: LogisticState, data: Labelled, draw: float | Array
 ) -> LogisticState:
     """omega given everything; W, then bias and remainder, then the ratio given omega."""
-    omega_key, core_key, rest_key, ratio_key = jax.random.split(key, 4)
     shape, k = data.kappa.shape, state.bias.size
-    active = data.kappa != 0
     rest = state.bias[None] + data.basis @ (state.z * jnp.sqrt(state.ratio)[None])
     eta = responses(model.network, state.coefficient.cores, data.x) + rest.reshape(shape)
+    power, size = 2 * jnp.abs(data.kappa), (TERMS, *shape)
     if data.weighted:
-        drawn = polya_gamma_power(omega_key, 2 * jnp.abs(data.kappa), eta, draw)
+        terms = jnp.exp(log_gamma(numbers.gamma(*size), jnp.broadcast_to(jnp.where(power > 0, power, 1.0)[None], size)))
     else:
-        drawn = polya_gamma(omega_key, eta, draw)
-    omega = jnp.where(active, drawn, 0.0)
+        terms = numbers.exponential(*size)
+    omega = polya_gamma_of(terms, power, eta, draw)
     target = data.kappa - omega * rest.reshape(shape)
-    coefficient = model.move(core_key, state.coefficient, data.x, omega, target, data.families, draw)
+    coefficient = model.move(numbers, state.coefficient, data.x, omega, target, data.families, draw)
     low_rank = responses(model.network, coefficient.cores, data.x)
     omega, left = omega.reshape(-1, k), (data.kappa - omega * low_rank).reshape(-1, k)
-    bias, z, ratio = _pick_rest(rest_key, ratio_key, state.ratio, data.basis, omega, left, draw)
+    normal, choice = numbers.normal(k, data.basis.shape[1] + 1), numbers.uniform(2, k)
+    bias, z, ratio = _pick_rest(normal, choice, state.ratio, data.basis, omega, left, draw)
     return LogisticState(coefficient, bias, z, ratio)
 
 
-def _pick_rest(key, ratio_key, ratio, basis, omega, left, draw) -> tuple[Array, Array, Array]:
+def _pick_rest(normal, choice, ratio, basis, omega, left, draw) -> tuple[Array, Array, Array]:
     """Bias, remainder and its ratio given W and omega, for each class.
 
     Given the ratio `(b / 10, z)` is Gaussian, N(0, I) beforehand. The ratio moves by a Metropolis step along RATIOS,
     with both integrated out: given z it would hardly move.
     """
-    m, k = basis.shape[1], ratio.size
-    noise = draw * jax.random.normal(key, (k, m + 1), basis.dtype)
-    choice = jax.random.uniform(ratio_key, (2, k), basis.dtype)
-    ratios = jnp.asarray(RATIOS, basis.dtype)
+    noise, ratios = draw * normal, jnp.asarray(RATIOS, basis.dtype)
     place = jnp.searchsorted(ratios, ratio)
     steps = jnp.floor((2 * choice[0] - 1) * (_FARTHEST + 1)).astype(place.dtype)
     tried = place + jnp.where(steps >= 0, steps + 1, steps)  # never where it is
@@ -115,7 +122,8 @@ def sweeps(
     model: Coefficient, seed: Array, part: Array, states: LogisticState, data: Labelled, draw: float | Array
 ) -> tuple[LogisticState, LogisticState]:
     """PORTION sweeps of each chain: (last states, all states [chain, sweep, ...]). See `run_portion`."""
-    return run_portion(lambda key, state: sweep(model, key, state, data, draw), seed, part, states)
+    count = number_count(model, data)
+    return run_portion(lambda now, state: sweep(model, now, state, data, draw), count, seed, part, states)
 
 
 def stick_probabilities(eta: np.ndarray) -> np.ndarray:

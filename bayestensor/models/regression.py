@@ -21,11 +21,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, pick_place, run_portion
+from bayestensor.models.coefficient import (
+    Coefficient,
+    CoefficientState,
+    Family,
+    pick_place,
+    run_portion,
+)
 from bayestensor.models.compiled import quick_jit
-from bayestensor.models.conditionals import pick_precision
+from bayestensor.models.conditionals import precision_of
+from bayestensor.models.numbers import Count, Numbers, gammas
 from bayestensor.tensor.design import responses
-from bayestensor.typing import Array, Float, Key
+from bayestensor.typing import Array, Float
 
 RATIOS = np.concatenate([[0.0], np.geomspace(1e-4, 1e9, 53)])  # the values a ratio can take, equally likely
 
@@ -62,22 +69,30 @@ class RegressionState(NamedTuple):
     ratio: Float[Array, "*cols"]
 
 
+def noise_count(data: Centred) -> Count:
+    """Random numbers of `pick_noise`."""
+    k = data.y[0].size
+    return Count(0, k) + gammas(k)
+
+
 def sweep(
-    model: Coefficient, key: Key[Array, ""], state: RegressionState, data: Centred, draw: float | Array
+    model: Coefficient,
+    numbers: Numbers,
+    state: RegressionState,
+    data: Centred,
+    draw: float | Array,
 ) -> RegressionState:
     """W given the noise, then ratio and noise given W: draws, or modes where `draw` is 0."""
-    core_key, ratio_key, noise_key = jax.random.split(key, 3)
     spread = 1 + state.ratio[None] * _column(data.spectrum, data.y.ndim)
     weight = data.share * state.precision[None] / spread
-    coefficient = model.move(core_key, state.coefficient, data.x, weight, weight * data.y, data.families, draw)
+    coefficient = model.move(numbers, state.coefficient, data.x, weight, weight * data.y, data.families, draw)
     residual = data.y - responses(model.network, coefficient.cores, data.x)
-    precision, ratio = pick_noise(ratio_key, noise_key, residual, data, draw)
+    precision, ratio = pick_noise(numbers, residual, data, draw)
     return RegressionState(coefficient, precision, ratio)
 
 
 def pick_noise(
-    ratio_key: Key[Array, ""],
-    noise_key: Key[Array, ""],
+    numbers: Numbers,
     residual: Float[Array, "m *cols"],
     data: Centred,
     draw: float | Array,
@@ -93,10 +108,10 @@ def pick_noise(
     energy = lost + (1 / spread) @ squares  # [ratio, response]
     tiny = jnp.finfo(energy.dtype).tiny
     log_p = -0.5 * jnp.log(spread).sum(1, keepdims=True) - 0.5 * data.count * jnp.log(jnp.maximum(energy, tiny))
-    best = pick_place(ratio_key, log_p, draw)
+    best = pick_place(numbers.uniform(squares.shape[1]), log_p, draw)
     chosen = jnp.take_along_axis(energy, best[None], axis=0)[0].reshape(shape)
     count = jnp.broadcast_to(data.count, shape)
-    return pick_precision(noise_key, count, chosen, jnp.asarray(draw)), ratios[best].reshape(shape)
+    return precision_of(numbers.gamma(*shape), count, chosen, draw), ratios[best].reshape(shape)
 
 
 def independent_share(
@@ -119,9 +134,10 @@ def share_left(model: Coefficient, states: RegressionState, data: Centred) -> Fl
     """`independent_share` of what the chains' W leave, each ratio the best one; the mean over chains."""
 
     def one(cores):
-        ratio_key, noise_key = jax.random.split(jax.random.key(0))  # the mode takes no numbers from them
         residual = data.y - responses(model.network, cores, data.x)
-        _, ratio = pick_noise(ratio_key, noise_key, residual, data, 0.0)
+        normals, uniforms = (jnp.zeros(n, residual.dtype) for n in noise_count(data))
+        none = Numbers(normals, uniforms, jax.random.key(0))  # a mode takes no numbers
+        _, ratio = pick_noise(none, residual, data, 0.0)
         return independent_share(residual, ratio, data)
 
     return jnp.mean(jax.lax.map(one, states.coefficient.cores))
@@ -132,7 +148,8 @@ def sweeps(
     model: Coefficient, seed: Array, part: Array, states: RegressionState, data: Centred, draw: float | Array
 ) -> tuple[RegressionState, RegressionState]:
     """PORTION sweeps of each chain: (last states, all states [chain, sweep, ...]). See `run_portion`."""
-    return run_portion(lambda key, state: sweep(model, key, state, data, draw), seed, part, states)
+    count = model.count(data.y.shape) + noise_count(data)
+    return run_portion(lambda now, state: sweep(model, now, state, data, draw), count, seed, part, states)
 
 
 def _column(values: Float[Array, "m"], ndim: int) -> Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.typing import Array, Float, Key
+from bayestensor.typing import Array, Float
 
 CORRELATIONS = np.concatenate([[0.0], 1 - np.geomspace(0.7, 1e-4, 40)])  # the values it can take, equally likely
 
@@ -29,8 +29,11 @@ def chain_posterior(
     d: Float[Array, "p"],
     noise: Float[Array, "q p"],
     rho: Float[Array, "p"],
+    spreads: float | Array = 1.0,
 ) -> tuple[Float[Array, "q p"], Float[Array, "q p p"], Float[Array, "q p"]]:
     """As `row_posterior`, each column an autoregression: (rows, covariances, covariance of each entry with its next).
+
+    Where `spreads` is 0 covariances are zero, and a third of the work is saved.
 
     The joint precision is block tridiagonal, off the diagonal `-diag(link)`. Block elimination forwards and
     substitution backwards give one exact joint draw of the whole core (or its exact means and covariances).
@@ -48,19 +51,27 @@ def chain_posterior(
         across = inverse_root * link[None, :]
         return (across.T @ across, across.T @ white), (inverse_root, white)
 
-    def backward(carry, now):
-        after, spread = carry
+    def backward(after, now):
         inverse_root, white, noise_i = now
-        across = inverse_root * link[None, :]
-        row = inverse_root.T @ (white + across @ after + noise_i)
-        gain = inverse_root.T @ across
+        row = inverse_root.T @ (white + inverse_root @ (link * after) + noise_i)
+        return row, row
+
+    def spread_backward(spread, inverse_root):
+        own = inverse_root.T @ inverse_root
+        gain = own * link[None, :]
         onward = gain @ spread
-        spread = inverse_root.T @ inverse_root + onward @ gain.T
-        return (row, spread), (row, spread, jnp.diagonal(onward))
+        spread = own + onward @ gain.T
+        return spread, (spread, jnp.diagonal(onward))
 
     zero = jnp.zeros_like(gram[0]), jnp.zeros_like(moment[0])
     _, (inverse_roots, whites) = jax.lax.scan(forward, zero, (gram, moment))
-    return jax.lax.scan(backward, zero[::-1], (inverse_roots, whites, noise), reverse=True)[1]
+    rows = jax.lax.scan(backward, zero[1], (inverse_roots, whites, noise), reverse=True)[1]
+    found = jax.lax.cond(
+        spreads > 0,
+        lambda: jax.lax.scan(spread_backward, zero[0], inverse_roots, reverse=True)[1],
+        lambda: (jnp.zeros_like(gram), jnp.zeros_like(moment)),
+    )
+    return rows, *found
 
 
 def _inverse_root(root: Float[Array, "*q p p"]) -> Float[Array, "*q p p"]:
@@ -69,20 +80,18 @@ def _inverse_root(root: Float[Array, "*q p p"]) -> Float[Array, "*q p p"]:
 
 
 def pick_correlations(
-    key: Key[Array, ""],
     own: Mapping[str, Float[Array, "q p"]],
     pairs: Mapping[str, Float[Array, "n p"]],
     precisions: Mapping[str, Float[Array, "p"]],
-    draw: float | Array,
+    gumbel: Float[Array, "k columns"],
 ) -> dict[str, Array]:
     """For each column of each smooth core one of CORRELATIONS: drawn from its conditional, or the best.
 
     Args:
-        key: for the draws.
         own: second moments of the rows of each core.
         pairs: core -> expected products of neighbouring rows.
         precisions: core -> prior precision of each column.
-        draw: 1 to draw, 0 for the best.
+        gumbel: numbers of that law to draw, zeros for the best; columns of all cores.
     """
     sums = [
         precisions[name][None] * jnp.stack([own[name][0], own[name][:-1].sum(0), pair.sum(0)])
@@ -93,7 +102,7 @@ def pick_correlations(
     first, before, cross = first[None], before[None], cross[None]
     error = (1 - rho**2) * first - 2 * rho * cross + rho**2 * before
     log_p = 0.5 * jnp.log1p(-(rho**2)) - 0.5 * error
-    best = rho[jnp.argmax(log_p + draw * jax.random.gumbel(key, log_p.shape, log_p.dtype), axis=0), 0]
+    best = rho[jnp.argmax(log_p + gumbel, axis=0), 0]
     ends = np.cumsum([pair.shape[1] for pair in pairs.values()])[:-1]
     return dict(zip(pairs, jnp.split(best, ends), strict=True))
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayestensor.models.compiled import AnyArray
 from bayestensor.priors.log_concave import sample_log_concave
 from bayestensor.typing import Array, Float, Key
 
@@ -61,13 +62,13 @@ class Features:
 class Side(NamedTuple):
     """map [f, p] and strength [] of one core."""
 
-    map: Array
-    strength: Array
+    map: AnyArray
+    strength: AnyArray
 
 
 def start(features: Features, p: int, dtype) -> Side:
     """No map yet, and a strength by which it would add as much variance as the rows have of their own."""
-    return Side(jnp.zeros((len(features.squares), p), dtype), jnp.asarray(len(features.squares), dtype))
+    return Side(np.zeros((len(features.squares), p), dtype), np.asarray(len(features.squares), dtype))
 
 
 def mean(features: Features, side: Side) -> Float[Array, "q p"]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import mul
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ class Entries:
 
     def spread(self, row: Array, mode: int) -> Array:
         """A number for each index of a mode, at the observations."""
-        return row[self.coords[:, mode]]
+        return jnp.asarray(row)[self.coords[:, mode]]
 
 
 Observations: TypeAlias = Grid | Entries
@@ -117,8 +117,8 @@ def split_legs(network: Network, core: Core) -> tuple[tuple[str, ...], tuple[str
     return tuple(x for x in core.legs if x in network.modes), tuple(x for x in core.legs if x not in network.modes)
 
 
-def to_rows(network: Network, name: str, array: Array) -> Float[Array, "q p"]:
-    """A core as a matrix: mode legs by bond legs. Leading axes (draws) stay in front."""
+def to_rows(network: Network, name: str, array: Any) -> Any:
+    """A core as a matrix [q, p], NumPy's or JAX's: mode legs by bond legs. Leading axes (draws) stay in front."""
     core = network.core[name]
     lead = array.ndim - len(core.legs)
     order = [core.legs.index(leg) + lead for part in split_legs(network, core) for leg in part]
@@ -126,7 +126,7 @@ def to_rows(network: Network, name: str, array: Array) -> Float[Array, "q p"]:
     return array.transpose(*range(lead), *order).reshape(*array.shape[:lead], q, p)
 
 
-def from_rows(network: Network, name: str, rows: Float[Array, "q p"]) -> Array:
+def from_rows(network: Network, name: str, rows: Any) -> Any:
     """The inverse of `to_rows`."""
     core = network.core[name]
     legs = [leg for part in split_legs(network, core) for leg in part]
@@ -228,15 +228,18 @@ def _tables(network, cores, others, covariances) -> tuple[dict[str, Array], dict
     """Of CP: mode leg -> rows of its core, and mode leg -> the upper halves of their second moments."""
     legs = {split_legs(network, c)[0][0]: c.name for c in others}
     rows = {leg: to_rows(network, name, cores[name]) for leg, name in legs.items()}
-    upper = np.triu_indices(next(iter(rows.values())).shape[1])
-    return rows, {leg: _second(network, cores, name, covariances)[:, *upper] for leg, name in legs.items()}
+    one, other = np.triu_indices(next(iter(rows.values())).shape[1])
+    halves = {leg: row[:, one] * row[:, other] for leg, row in rows.items()}
+    if covariances is not None:
+        halves = {leg: half + covariances[legs[leg]][:, one, other] for leg, half in halves.items()}
+    return rows, halves
 
 
 def _symmetric(half: Float[Array, "q pairs"], p: int) -> Float[Array, "q p p"]:
     """Matrices from their upper halves."""
-    upper = np.triu_indices(p)
-    gram = jnp.zeros((len(half), p, p), half.dtype)
-    return gram.at[:, *upper].set(half).at[:, *upper[::-1]].set(half)
+    place = np.zeros((p, p), np.int32)
+    place[np.triu_indices(p)] = np.arange(half.shape[1])
+    return half[:, np.maximum(place, place.T).reshape(-1)].reshape(-1, p, p)
 
 
 def expected_square(

@@ -39,10 +39,10 @@ def problem(entries: int, seed: int):
 def started_at_truth(shape, factors, coords, values, sweeps: int = 10):
     """Factors after sweeps of least squares, ridge of the noise's size, from the true ones: what a start can lead to."""
     import jax
-    import jax.numpy as jnp
 
-    from bayestensor.models.conjugate import MAP, Conjugate
+    from bayestensor.models.conjugate import Conjugate
     from bayestensor.models.conjugate import sweeps as run
+    from bayestensor.models.state import MAP
     from bayestensor.priors import InverseGamma
     from bayestensor.tensor.formats import cp
     from bayestensor.tensor.normal import Entries
@@ -52,8 +52,8 @@ def started_at_truth(shape, factors, coords, values, sweeps: int = 10):
         data = Entries.build(network, coords, values)
         model = Conjugate(network, InverseGamma(0.5, 0.5), 1.0)
         state = model.start({f"factor{k}": f for k, f in enumerate(factors)}, 1.0)._replace(covariances={})
-        keys = jax.random.split(jax.random.key(0), sweeps)
-        state, _ = run(model, keys, state, data, MAP, jnp.zeros(sweeps, bool))
+        chance = model.chance(np.random.default_rng(0), sweeps, len(values), False)
+        state, _ = run(model, chance, state, data, MAP, np.zeros(sweeps, bool))
         return [np.asarray(state.cores[f"factor{k}"]) for k in range(len(shape))]
 
 

@@ -53,7 +53,7 @@ def draws(this: small.Problem, name: str, step: float, chains: int):
     if name == "nuts":
         engine = nuts(this.moved.posterior, burn_in=500, max_doublings=8, target_acceptance=0.9)
         return sample(engine, jax.random.key(8), both, this.data, draws=600, burn_in=500, chunk=300)[0]
-    burn_in, thin = round(240 / step), round(3.2 / step)
+    burn_in, thin = round(600 / step), round(3.2 / step)
     engine = sghmc(
         this.moved.posterior,
         step_size=step,
