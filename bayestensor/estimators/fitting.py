@@ -183,9 +183,9 @@ def default_chains(network: Network, given: Observed, plan: Plan) -> int:
 def _draws(model: Conjugate, state: State, data: Observations, given: Observed, plan: Plan, count: int, rng) -> State:
     """Burn in and draw: `count` states without covariances.
 
-    Of CP burning in ends early, where the plan allows it, once the noise precision's mean over a portion is that over the
-    portion before: chains start at a mode, and some of them are there. Spare slices of other formats still come out of the
-    span of the live ones then (trains of ranks 5, 5 at 20 dB: an error of 0.0204 for 0.0197).
+    Of CP burning in ends early, where the plan allows it, once the noise precision's mean over a portion is that over
+    the portion before: chains start at a mode, and some of them are there. Spare slices of other formats still come out
+    of the span of the live ones then (trains of ranks 5, 5 at 20 dB: an error of 0.0204 for 0.0197).
     """
     hold, traces, burn_in, before = np.full(PORTION, model.discrete), [], plan.burn_in, 0.0
     data = refreshed(model, state, data)  # and never while drawing
