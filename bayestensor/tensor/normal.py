@@ -167,12 +167,10 @@ def _from_grid(network, cores, name, data, covariances):
     open_, bonds = split_legs(network, core)
     q, p = row_shape(network, name)
     others = [c for c in network.cores if c.name != name]
-    moment = contract([(data.target, modes), *_fill(network, cores, others, bonds)], (*open_, *bonds))
     if is_joint(network) and others:  # CP: every second moment is symmetric, so that half of it will do
-        _, halves = _tables(network, cores, others, covariances)
-        terms: list[Term] = [(table, (leg, "pair")) for leg, table in halves.items()]
-        half = contract([(data.weight, modes), *terms], (*open_, "pair")).reshape(q, -1)
-        return _symmetric(half, p), moment.reshape(q, p)
+        rows, halves = _tables(network, cores, others, covariances)
+        return _symmetric(_summed(data.weight, modes, halves), p), _summed(data.target, modes, rows)
+    moment = contract([(data.target, modes), *_fill(network, cores, others, bonds)], (*open_, *bonds))
     terms = _pairs(network, cores, others, bonds, covariances)
     gram = contract([(data.weight, modes), *terms], (*open_, *bonds, *map(_primed, bonds)))
     return gram.reshape(q, p, p), moment.reshape(q, p)
@@ -233,6 +231,26 @@ def _tables(network, cores, others, covariances) -> tuple[dict[str, Array], dict
     if covariances is not None:
         halves = {leg: half + covariances[legs[leg]][:, one, other] for leg, half in halves.items()}
     return rows, halves
+
+
+def _summed(array: Array, modes: tuple[str, ...], tables: Mapping[str, Array]) -> Float[Array, "q columns"]:
+    """`sum over all modes but one of array * product of tables`, each [size, columns] under its mode.
+
+    The longest table first, and in this order of axes: two modes with the same longest neighbour then share that
+    product, which is nearly all of the work, where they come one after the other. Of three modes, the largest first,
+    the second and the third do.
+    """
+    longest = max(tables, key=lambda leg: len(tables[leg]))
+    legs = [leg for leg in modes if leg != longest]
+    product = jnp.moveaxis(array, modes.index(longest), -1)
+    sums = (product.reshape(-1, product.shape[-1]) @ tables[longest]).reshape(*product.shape[:-1], -1)
+    for leg, table in tables.items():
+        if leg != longest:
+            axis = legs.index(leg)
+            legs.remove(leg)
+            shape = *[1] * axis, -1, *[1] * (len(legs) - axis), table.shape[1]
+            sums = (sums * table.reshape(shape)).sum(axis)
+    return sums
 
 
 def _symmetric(half: Float[Array, "q pairs"], p: int) -> Float[Array, "q p p"]:
