@@ -54,7 +54,7 @@ class TensorCompletion(BaseEstimator):
         inference: 'gibbs' (draws, the only one whose intervals hold the whole posterior), 'variational' (mean field:
             quick, its intervals too narrow), 'map' (no uncertainty but the noise).
         num_draws, burn_in: Gibbs sweeps that are kept, of all chains together, and of each before that dropped; 'auto'
-            for 100 and 60 (or fewer, once the noise's scale has stopped moving), in proportion fewer above a million
+            for 100 and 60 (of CP fewer, once the noise's scale has stopped moving), in proportion fewer above a million
             entries in a list (see `fitting.default_sweeps`).
         chains: Gibbs chains, each from a start of its own (fewer where other starts are much worse than the best; all
             from one, found by the spectrum, where the entries are a long list); 'auto' for up to four, where they are

@@ -30,7 +30,7 @@ from bayestensor.priors import InverseGamma
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.initialise import core_variance
 from bayestensor.tensor.network import Network
-from bayestensor.tensor.normal import Entries, Grid, Observations, from_rows, to_rows
+from bayestensor.tensor.normal import Entries, Grid, Observations, from_rows, is_joint, to_rows
 
 _WORTH_A_PROGRAM = 1e7  # multiplications of a sweep that pay for compiling draws without covariances
 _MOST_CHAINS = 4
@@ -183,14 +183,15 @@ def default_chains(network: Network, given: Observed, plan: Plan) -> int:
 def _draws(model: Conjugate, state: State, data: Observations, given: Observed, plan: Plan, count: int, rng) -> State:
     """Burn in and draw: `count` states without covariances.
 
-    Burning in ends early, where the plan allows it, once the noise precision's mean over a portion is that over the
-    portion before: chains start at a mode, and some of them are there.
+    Of CP burning in ends early, where the plan allows it, once the noise precision's mean over a portion is that over
+    the portion before: chains start at a mode, and some of them are there. Spare slices of other formats still come out
+    of the span of the live ones then (trains of ranks 5, 5 at 20 dB: an error of 0.0204 for 0.0197).
     """
     hold, traces, burn_in, before = np.full(PORTION, model.discrete), [], plan.burn_in, 0.0
     data = refreshed(model, state, data)  # and never while drawing
     if isinstance(data, Entries) and work(model.network, given) > _WORTH_A_PROGRAM:
         state = state._replace(covariances={})
-    early = plan.early and not model.discrete
+    early = plan.early and not model.discrete and is_joint(model.network)
     moves = _DRIFT + math.sqrt(2 / len(given.values))
     for done, chance in enumerate(portions(model, data, rng, plan.burn_in + count, draw=True), start=1):
         state, trace = sweeps(model, chance, state, data, GIBBS, hold)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,15 @@ from bayestensor.priors.log_gamma import PROPOSALS, GammaNumbers
 from bayestensor.typing import Array, Float, Key
 
 
-class Count(NamedTuple):
+@dataclass(frozen=True)
+class Count:
     """How many numbers a sweep takes."""
 
     normals: int
     uniforms: int
 
-    def __add__(self, other: tuple[int, ...]) -> Count:  # type: ignore[override]
-        return Count(self.normals + other[0], self.uniforms + other[1])
+    def __add__(self, other: Count) -> Count:
+        return Count(self.normals + other.normals, self.uniforms + other.uniforms)
 
 
 def gammas(size: int) -> Count:
@@ -28,7 +29,7 @@ def gammas(size: int) -> Count:
 
 
 class Numbers:
-    """Hands out the numbers of one sweep piece by piece, while it is traced."""
+    """Hands out the numbers of one sweep piece by piece, while it is traced; more than there are do not reshape."""
 
     def __init__(self, normals: Float[Array, "n"], uniforms: Float[Array, "u"], key: Key[Array, ""]):
         self._normals, self._uniforms, self.key = normals, uniforms, key
@@ -42,13 +43,13 @@ class Numbers:
     def normal(self, *size: int) -> Array:
         """N(0, 1)."""
         at = self._used.normals
-        self._used += (math.prod(size), 0)
+        self._used += Count(math.prod(size), 0)
         return self._normals[at : self._used.normals].reshape(size)
 
     def uniform(self, *size: int) -> Array:
         """U(0, 1)."""
         at = self._used.uniforms
-        self._used += (0, math.prod(size))
+        self._used += Count(0, math.prod(size))
         return self._uniforms[at : self._used.uniforms].reshape(size)
 
     def exponential(self, *size: int) -> Array:

@@ -135,7 +135,8 @@ def share_left(model: Coefficient, states: RegressionState, data: Centred) -> Fl
 
     def one(cores):
         residual = data.y - responses(model.network, cores, data.x)
-        normals, uniforms = (jnp.zeros(n, residual.dtype) for n in noise_count(data))
+        count = noise_count(data)
+        normals, uniforms = jnp.zeros(count.normals, residual.dtype), jnp.zeros(count.uniforms, residual.dtype)
         none = Numbers(normals, uniforms, jax.random.key(0))  # a mode takes no numbers
         _, ratio = pick_noise(none, residual, data, 0.0)
         return independent_share(residual, ratio, data)

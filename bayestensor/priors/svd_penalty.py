@@ -34,8 +34,8 @@ class SvdPenalty:
     `gap(a) = ||a' a - I||^2 / R^2`, a flattened to (modes, R): where it is 0 the entries of s are singular values, and
     the measure makes few of them count: 'hoyer' is `||s||_1 / ||s||_2 - 1`, 'squared_hoyer' the same of the squared
     ratio, 'l1' is `||s||_1`. Cut by `energy_share`. Yang et al. 2020 (arXiv 2004.09031), whose weights are of the loss
-    a datum: multiply them by the number of data for these. It does not integrate to one, as s may grow at no or finite
-    cost: MAP takes it, samplers refuse it. The scales of the bond are held at 1.
+    a datum: multiply them by the number of data for these. It does not integrate to one, and with a ratio of norms not
+    to any number, for s may grow at no cost: MAP takes it, samplers refuse it. The scales of the bond are held at 1.
     """
 
     orthogonality: float
@@ -60,8 +60,8 @@ class SvdPenalty:
         Raises:
             ValueError: naming the cores or the rank.
         """
-        legs = {name: core.legs[-1:] for name, core in network.core.items()}
-        if legs != dict.fromkeys(("u", "s", "v"), network.bonds):
+        own = {name: core.legs if name == "s" else core.legs[-1:] for name, core in network.core.items()}
+        if own != dict.fromkeys(("u", "s", "v"), network.bonds):
             raise ValueError(
                 f"SvdPenalty is of networks with cores u, s and v that share one bond, not {list(network.core)}: "
                 "take format 'svd', or a shrinkage prior"

@@ -59,7 +59,7 @@ def fitted(row: str, form: str, rate: float, seed: int, held: bool) -> dict:
 
 
 def table(lines: list[dict]) -> str:
-    """A line a format and row: seeds that every variant has, then the mean error (and log density) of each variant."""
+    """A line a format and row: seeds that every variant run there has, then the mean error (and log density) of each variant."""
     rows: dict[tuple, dict] = defaultdict(dict)
     for line in lines:
         rows[line["format"], line["row"]][(not line["held"], -line["rate"]), line["seed"]] = line
@@ -67,14 +67,13 @@ def table(lines: list[dict]) -> str:
     named = [f"{-rate:g} D" + ("" if moved else ", held") for moved, rate in variants]
     out = ["| format | row | seeds | " + " | ".join(named) + " |", "|---" * (len(variants) + 3) + "|"]
     for (form, row), fits in rows.items():
-        seeds = sorted({s for _, s in fits if all((variant, s) in fits for variant in variants)})
-        if not seeds:
-            continue
+        there = {variant for variant, _ in fits}
+        seeds = sorted({s for _, s in fits if all((variant, s) in fits for variant in there)})
         cells = []
         for variant in variants:
-            chosen = [fits[variant, s] for s in seeds]
-            cells.append(f"{np.mean([f['rrse'] for f in chosen]):.4f}")
-            if "log_density" in chosen[0]:
+            chosen = [fits[variant, s] for s in seeds if variant in there]
+            cells.append(f"{np.mean([f['rrse'] for f in chosen]):.4f}" if chosen else "")
+            if chosen and "log_density" in chosen[0]:
                 cells[-1] += f", {np.mean([f['log_density'] for f in chosen]):.3f}"
         out.append(f"| {form} | {row} | {len(seeds)} | " + " | ".join(cells) + " |")
     return "\n".join(out)

@@ -82,17 +82,26 @@ def classes(method, x, y, x_new, y_new, seed):
     return {name: [round(float(value), 6)] for name, value in figures.items()}
 
 
-def run(task, method, seed, folds):
-    """One row a fold, appended as it ends."""
+def run(task, method, seed, folds, distinct=False):
+    """One row a fold, appended as it ends; `distinct` leaves out data that are copies of others."""
     data = COVARIATE_SETS[task]()
     x, y = data.x.astype(float), data.y
+    if distinct:
+        first = np.sort(np.unique(x.reshape(len(x), -1), axis=0, return_index=True)[1])
+        x, y = x[first], y[first]
     for fold, (train, test) in enumerate(splits(task, x, y, seed)):
         if fold not in folds:
             continue
         began = time.process_time()
         given = x[train], y[train], x[test], y[test], seed
         figures = classes(method, *given) if task in CLASSES else regression(task, method, *given)
-        row = {"task": task, "method": method, "seed": seed, "fold": fold, "n": len(test)} | figures
+        row = {
+            "task": task + " distinct" * distinct,
+            "method": method,
+            "seed": seed,
+            "fold": fold,
+            "n": len(test),
+        } | figures
         row["cpu_seconds"] = round(time.process_time() - began, 1)
         print(json.dumps(row), flush=True)
         with RESULTS.open("a") as file:
@@ -105,9 +114,10 @@ if __name__ == "__main__":
     parser.add_argument("--methods", nargs="+", default=["ours"], help="or 'baselines', or 'tensorly'")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folds", type=int, nargs="+", default=range(5))
+    parser.add_argument("--distinct", action="store_true", help="without copies: Tecator has 22")
     given = parser.parse_args()
     kind = "classes" if given.task in CLASSES else "regression"
     groups = {"baselines": baselines.BASELINES[kind], "tensorly": baselines.TENSORLY}
     for name in given.methods:
         for method in groups.get(name, (name,)):
-            run(given.task, method, given.seed, given.folds)
+            run(given.task, method, given.seed, given.folds, given.distinct)

@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(RATES), choices=list(RATES))
     every = ["dense", *FORMATS]
-    small = [name for name in every if name != "svd"]  # in which the embedding alone is above the budget at rank 1
+    small = [name for name in every if name != "svd"]  # of rank 1 at 40x: one feature a word
     parser.add_argument("--formats", nargs="+", default=small, choices=every)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS)
