@@ -199,11 +199,9 @@ class Conjugate:
         return effects, data
 
     def _swept(self, normal, state: State, data: Observations, how: How) -> Swept:
-        """Every core given the others, one after another: of CP the largest first (see `tensor.normal`)."""
+        """Every core given the others, one after another."""
         network, features = self.network, dict(self.sides)
         cores, covariances, shapes = dict(state.cores), dict(state.covariances), self._shapes()
-        if is_joint(network):
-            shapes = dict(sorted(shapes.items(), key=lambda item: -item[1][0]))
         ends = np.cumsum([q * p for q, p in shapes.values()])
         seconds, pairs, precisions = {}, {}, {}
         for (name, (q, p)), piece in zip(shapes.items(), jnp.split(normal, ends[:-1]), strict=True):
