@@ -237,8 +237,8 @@ def _summed(array: Array, modes: tuple[str, ...], tables: Mapping[str, Array]) -
     """`sum over all modes but one of array * product of tables`, each [size, columns] under its mode.
 
     The longest table first, and in this order of axes: two modes with the same longest neighbour then share that
-    product, which is nearly all of the work, where they come one after the other. Of three modes, the largest first,
-    the second and the third do.
+    product, which is nearly all of the work, where they come one after the other: the second and third of three modes
+    whose first is the largest.
     """
     longest = max(tables, key=lambda leg: len(tables[leg]))
     legs = [leg for leg in modes if leg != longest]
