@@ -19,6 +19,7 @@ from bayestensor.inference.nuts import nuts
 from bayestensor.inference.sghmc import sghmc
 from bayestensor.inference.svgd import svgd
 from bayestensor.inference.variational import variational
+from bayestensor.models.completion import CompletionModel
 from bayestensor.models.likelihoods import Gaussian
 from bayestensor.models.numpyro import to_numpyro
 from bayestensor.priors.svd_penalty import MEASURES
@@ -133,6 +134,7 @@ def test_samplers_refuse_what_is_improper(engine):
 
 BAD = [
     (lambda: bt.NeuralModel(bt.MLP([bt.cp((6,), (8,), 2)], rngs=nnx.Rngs(0)), PENALTY, Gaussian(1.0)), "format 'svd'"),
+    (lambda: CompletionModel(bt.cp((6, 8), (), 2), PENALTY, Gaussian(1.0)), "format 'svd'"),
     (lambda: bt.NeuralModel(net({"rank": 7}), PENALTY, Gaussian(1.0)), "rank 7 of an SVD whose sides have 6 rows"),
     (lambda: bt.SvdPenalty(-1.0, 0.1), "orthogonality must be a finite number"),
     (lambda: bt.SvdPenalty(1.0, float("nan")), "sparsity must be a finite number"),

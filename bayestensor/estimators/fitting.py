@@ -34,9 +34,7 @@ from bayestensor.tensor.normal import Entries, Grid, Observations, from_rows, is
 
 _WORTH_A_PROGRAM = 1e7  # multiplications of a sweep that pay for compiling draws without covariances
 _MOST_CHAINS = 4
-_DRIFT = (
-    0.02  # of the noise precision in ten sweeps, beside what chance does, at which a chain is taken to have arrived
-)
+_DRIFT = 0.02  # of the noise precision in a portion, beside what chance does, at which a chain is taken to have arrived
 _WORTH_ENTRIES = 1e6  # in a list, up to which as many sweeps as for any other
 _WORTH_CHAINS = 2e11  # multiplications that the chains may take together, some twenty seconds
 

@@ -40,9 +40,7 @@ class Noisy:
         noise = running_mean(state.noise, now[0], state.measured)
         noise = jax.tree.map(lambda a, b: jnp.where(due, a, b), noise, state.noise)
         curvature = running_mean(state.curvature, now[1], steps)
-        least = self.step_size / (
-            self.noise_share * self.temperature
-        )  # half of the share; the sweep may take the other
+        least = self.step_size / (self.noise_share * self.temperature)  # half; the sweep may take the other
         scale = jax.tree.map(lambda v, b: preconditioner(v, least * b, steps), curvature, noise)
         kept = jax.tree.map(lambda a, b: jnp.where(adapting, a, b), (scale, curvature), (state.scale, state.curvature))
         share = jax.tree.map(

@@ -11,13 +11,8 @@ import numpy as np
 
 from bayestensor.inference.base import Posterior
 from bayestensor.models.likelihoods import Likelihood
-from bayestensor.models.shrinkage import (
-    clip_scales,
-    initial_log_scales,
-    log_prior_network,
-    mode_scales,
-)
-from bayestensor.priors.base import ScalePrior
+from bayestensor.models.shrinkage import clip_scales, initial_log_scales, log_prior_network, mode_scales
+from bayestensor.priors.base import CorePrior, ScalePrior
 from bayestensor.tensor import initialise as law
 from bayestensor.tensor.contract import entries
 from bayestensor.tensor.network import Factored, Network, fitted
@@ -48,6 +43,8 @@ class CompletionModel:
         self.variances = {LAYER: law.core_variance(network, 1.0) if core_variance is None else core_variance}
         if not self.variances[LAYER] > 0:
             raise ValueError(f"core_variance = {core_variance}; a positive number is needed")
+        if isinstance(prior, CorePrior):
+            prior.check(network)
 
     def initial_position(self, key: Key[Array, ""]) -> Position:
         """Cores drawn from the prior given every v at 1."""

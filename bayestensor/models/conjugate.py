@@ -126,7 +126,7 @@ class Conjugate:
         return x, spread_out(state.effects.values, data, self.network.modes, x)
 
     def chance(self, rng: np.random.Generator, n: int, count: float, draw: bool) -> Chance:
-        """AnyArray for n sweeps over `count` observations; such as leave means and modes alone where none draws."""
+        """Random numbers of n sweeps over `count` observations; where none draws, such as leave the modes alone."""
         shapes = self._shapes()
         sizes = {
             "normal": (n, sum(q * p for q, p in shapes.values())),

@@ -13,12 +13,7 @@ from flax import nnx
 
 from bayestensor.inference.base import Posterior
 from bayestensor.models.likelihoods import Likelihood
-from bayestensor.models.shrinkage import (
-    clip_scales,
-    initial_log_scales,
-    log_prior_network,
-    mode_scales,
-)
+from bayestensor.models.shrinkage import clip_scales, initial_log_scales, log_prior_network, mode_scales
 from bayestensor.nn.weight import TensorWeight
 from bayestensor.priors.base import CorePrior, ScalePrior
 from bayestensor.tensor.network import Factored, Network, fitted

@@ -21,13 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.models.coefficient import (
-    Coefficient,
-    CoefficientState,
-    Family,
-    pick_place,
-    run_portion,
-)
+from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, pick_place, run_portion
 from bayestensor.models.compiled import quick_jit
 from bayestensor.models.conditionals import precision_of
 from bayestensor.models.numbers import Count, Numbers, gammas
