@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -233,6 +235,17 @@ def test_bad_inputs_are_named(case):
     x, y, shape, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         TensorCompletion(**FAST).fit(x, y, shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1,), (6,), (6, 1), (2, 2), (1, 1, 1)], ids=str)
+def test_the_smallest_tensors_are_completed(shape):
+    x = np.arange(1.0, 1 + math.prod(shape)).reshape(shape)
+    x[(-1,) * len(shape)] = np.nan if x.size > 1 else 1.0
+    fit = TensorCompletion(**FAST).fit(x)
+    lower, upper = fit.predict_interval(0.9)
+    assert np.shape(fit.predict()) == shape and np.isfinite(fit.predict()).all()
+    assert (lower < upper).all() and (lower[np.isfinite(x)] < x[np.isfinite(x)]).all()
 
 
 @pytest.mark.parametrize(

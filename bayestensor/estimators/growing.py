@@ -94,8 +94,8 @@ def grow(
 
     A newborn takes the place of a dead one, or, where all live and `widen` allows it, is one more.
     """
-    if model.likelihood != "gaussian" or not is_joint(model.network):
-        return model, state
+    if model.likelihood != "gaussian" or not is_joint(model.network) or len(model.network.shape) == 1:
+        return model, state  # a vector is of rank one
     count, how = len(values), VARIATIONAL if state.covariances else MAP
     while (newborn := leading(model, state, given, values)) is not None:
         larger, trial = with_component(model, state, newborn, count)
