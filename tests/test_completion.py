@@ -152,7 +152,7 @@ def problem():
 def test_completion_finds_tensor_noise_and_interval(problem):
     truth, noisy, observed, _, fit = problem
     hidden = ~observed
-    precision = fit.draws_.stats["precision"]  # of 480 entries: 0.065 of itself a draw, and chains that share no draw
+    precision = fit.draws_.stats["noise"] ** -2  # of 480 entries: 0.065 of itself a draw, and chains that share no draw
     assert precision.shape == (4, 10) and len(np.unique(precision)) == 40
     assert np.ptp(precision.mean(1)) < 0.3 * precision.mean()
     assert np.linalg.norm((fit.predict() - truth)[hidden]) < 0.08 * np.linalg.norm(truth[hidden])
@@ -180,7 +180,7 @@ def test_intervals_and_scores_are_those_of_the_mixture_of_draws(problem):
     from scipy.stats import norm
 
     _, noisy, _, _, fit = problem
-    draws, noise = fit.sample(40), fit.draws_.stats["precision"].reshape(-1) ** -0.5 * fit.scale_
+    draws, noise = fit.sample(40), fit.draws_.stats["noise"].reshape(-1) * fit.scale_
     noise = noise[:, None, None, None]
     for end, p in zip(fit.predict_interval(0.8), (0.1, 0.9), strict=True):
         np.testing.assert_allclose(norm.cdf(end, draws, noise).mean(0), p, atol=2e-6)
@@ -259,6 +259,7 @@ def test_the_smallest_tensors_are_completed(shape):
         ("smooth", "yes"),
         ("effects", "all"),
         ("effects", (0, 5)),
+        ("noise_by", 3),
         ("conformal", 1.0),
     ],
 )
