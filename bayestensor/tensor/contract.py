@@ -12,15 +12,12 @@ import jax.numpy as jnp
 
 from bayestensor.tensor.lower import BATCH, Step, lower
 from bayestensor.tensor.network import Factored, Network
-from bayestensor.tensor.paths import contraction_path, operations
+from bayestensor.tensor.paths import contraction_path, path_cost
 from bayestensor.tensor.plan import Plan, check_plan, plan_matvec
 from bayestensor.typing import Array, Float, Int
 
 MOST_ROWS = 4  # per lookup: up to so many rows of a product of cores are formed for all lookups together
 MOST_WIDTH = 4  # rows of X: as many numbers may a lookup gather from such a product
-FORMED = (
-    0.7  # of all lookups' operations: where X takes fewer, it is formed after all (large plain products are faster)
-)
 
 Term: TypeAlias = tuple[Array, tuple[str, ...]]  # an array and the names of its axes
 
@@ -165,15 +162,17 @@ def _step(step: Step, factor: Array, held: Array, size: Mapping[str, int]) -> Ar
 def rows(tensor: Factored, index: Int[Array, "*batch"]) -> Float[Array, "*batch cols"]:
     """Rows of the matrix view at flat row indices (an embedding lookup).
 
-    X is formed only where that takes far fewer operations than so many lookups: a hierarchical Tucker of high ranks.
+    X is formed only where that takes less memory and fewer operations than the lookups by themselves: where each is a
+    product with a large core (Tucker, hierarchical Tucker).
     """
     network = tensor.network
     sizes = tuple(network.size[leg] for leg in network.rows)
     flat = index.reshape(-1)
     at = dict(zip(network.rows, jnp.unravel_index(flat, sizes), strict=True))
     gathered = _gathered(_tables(tensor, MOST_ROWS * flat.size), at, flat.size)
-    one_by_one = operations(*_shape(gathered), ("batch", *network.cols))
-    if operations(*_shape(_core_terms(tensor)), network.modes) < FORMED * one_by_one:
+    alone = path_cost(*_shape(gathered), ("batch", *network.cols))
+    formed = path_cost(*_shape(_core_terms(tensor)), network.modes)
+    if all(one < other for one, other in zip(formed, alone, strict=True)):
         return matrix(tensor)[index]
     out = contract(gathered, ("batch", *network.cols))
     return out.reshape(*index.shape, network.matrix_shape[1])
