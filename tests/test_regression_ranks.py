@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from bayestensor.estimators import TensorRegressor
 from bayestensor.estimators.chains import check_mixing, is_dear, pruned, split_r_hat
 from bayestensor.estimators.coefficient import rank_shares, standing_out
-from bayestensor.models.coefficient import Coefficient, CoefficientState
+from bayestensor.models.coefficient import PORTION, Coefficient, CoefficientState, portion_numbers
 from bayestensor.priors import InverseGamma
 from bayestensor.tensor.contract import dense
 from bayestensor.tensor.formats import FORMATS, cp
@@ -86,6 +87,19 @@ def test_r_hat_is_that_of_arviz():
     several = np.stack([values, np.zeros_like(values)], axis=-1)
     assert abs(split_r_hat(several) - split_r_hat(values)) < 1e-12  # what does not move has no say
     assert split_r_hat(np.zeros((2, 10))) == 1.0
+
+
+def test_every_run_portion_and_chain_has_numbers_of_its_own():
+    """No two sweeps of any of them share a number; how many chains there are beside it is nothing to a chain."""
+    model = Coefficient(cp((3, 2), (), rank=2), InverseGamma(), 1.0, ("factor0",))
+    found = {}
+    for at in itertools.product((0, 7), (0, 1, 2**31)):
+        one, two = (portion_numbers(lambda rng, n: model.numbers(rng, n, (5,)), *at, chains) for chains in (1, 2))
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), one, two)
+        found[at] = two
+    for values in jax.tree.map(lambda *a: np.stack(a), *found.values()):  # [run and portion, chain, sweep, ...]
+        every = values.reshape(len(found) * 2 * PORTION, -1)
+        assert len(np.unique(every, axis=0)) == len(every)
 
 
 def test_chains_that_disagree_are_named():

@@ -17,7 +17,7 @@ from bayestensor.ranks.select import host_slice_norms
 from bayestensor.tensor.design import system_shape
 from bayestensor.tensor.surgery import keep_axes
 
-_WARM = 2**31  # portions of the warm-up are numbered from here: their keys are their own
+_WARM = 2**31  # portions of the warm-up are numbered from here: their numbers are their own
 _R_HAT = 1.05  # above this chains have not come together
 _DEAR = 256  # unknowns (or rows, whichever are fewer) of a core's equations above which indices that are dead are cut
 
@@ -39,7 +39,7 @@ def warmed_up(estimator: Any, sweeps: Any, seed: int, states: Any, alone: Any) -
     """
     draw, trace = 1.0 if estimator.inference == "gibbs" else 0.0, None
     for part in range(portions(estimator.burn_in // 2)):
-        states, trace = sweeps(np.uint32(seed), np.uint32(_WARM + part), states, alone, draw)
+        states, trace = sweeps(seed, _WARM + part, states, alone, draw)
     return states, trace
 
 
@@ -83,7 +83,7 @@ def run_chains(
 ) -> Any:
     """Burn in and draw, a portion of sweeps a call: the kept states [chain, draw, ...] as NumPy arrays.
 
-    Portions are numbered from `first`, for keys of their own. Of a mode the last state alone is kept.
+    Portions are numbered from `first`, for numbers of their own. Of a mode the last state alone is kept.
 
     Raises:
         FloatingPointError: a state that is not finite.
@@ -93,8 +93,7 @@ def run_chains(
     needed = portions(burn_in + kept)
     traces = []
     for part in range(needed):
-        own = np.uint32(first + part)
-        states, trace = sweeps(np.uint32(seed), own, states, data, 1.0 if gibbs else 0.0)
+        states, trace = sweeps(seed, first + part, states, data, 1.0 if gibbs else 0.0)
         if (needed - part - 1) * PORTION < kept:
             traces.append(jax.tree.map(np.asarray, trace))
     trace = jax.tree.map(lambda *a: np.concatenate(a, axis=1)[:, -kept:], *traces)

@@ -111,7 +111,7 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
             basis = self._remainder.vectors * np.sqrt(self._remainder.spectrum) / half
             basis = basis if self._remainder.kind else np.zeros((len(x), 1))
             turned = kappa.reshape(-1, *model.network.shape[len(model.network.rows) :])
-            arrays: Any = filled(rows), filled(turned), filled(basis, (0, 1)), families, bool((weight != 1).any())
+            arrays: Any = filled(rows), filled(turned), filled(basis, (0, 1)), families
             data = Labelled(*arrays)
             trace = self._run(model, data)
             draws = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (trace.coefficient.cores, *trace[1:]))

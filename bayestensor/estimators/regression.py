@@ -179,7 +179,7 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
 
     def _deal(self, x: np.ndarray, y: np.ndarray, families: dict[str, Family]) -> None:
         """Where 'auto' keeps a remainder, draws dealt to several kernels: W stays, noise and ratio are drawn anew."""
-        flat, seed = self.draws_.flat(), np.uint32(seed_of(self.random_state))
+        flat, seed = self.draws_.flat(), seed_of(self.random_state)
         noise = {name: np.array(flat[name]) for name in ("precision", "ratio")}
         several = self.remainder == "auto" and self.inference == "gibbs" and self._remainder.kind is not None
         kernels: list[tuple[float, Remainder]] = []
@@ -193,7 +193,7 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
                 continue
             data, at = self._centred(remainder, x, y, self.network_, families), np.concatenate(mine)
             with jax.enable_x64(True):
-                found = noise_given(self.network_, seed, np.uint32(3 * _OTHER + k), flat["cores"], data)
+                found = noise_given(self.network_, seed, 3 * _OTHER + k, flat["cores"], data)
             for name, values in zip(noise, found, strict=True):
                 noise[name][at] = np.asarray(values)[at]
             self._members.append((mine, remainder, data))
