@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bayestensor.estimators import TensorRegressor
-from bayestensor.estimators.chains import agreed, is_dear, pruned, split_r_hat
+from bayestensor.estimators.chains import _MORE, agreed, is_dear, pruned, split_r_hat, starts
 from bayestensor.estimators.coefficient import rank_shares, standing_out
 from bayestensor.models.coefficient import PORTION, Coefficient, CoefficientState, portion_numbers
 from bayestensor.priors import InverseGamma
@@ -89,16 +89,22 @@ def test_r_hat_is_that_of_arviz():
 
 
 def test_every_run_portion_and_chain_has_numbers_of_its_own():
-    """No two sweeps of any of them share a number; how many chains there are beside it is nothing to a chain."""
+    """No number twice in them and in the starts; how many chains there are beside it is nothing to a chain.
+
+    Generators seeded with plain lists are seen: that of [7, 0, 0] is that of 7, which the starts are drawn from.
+    """
     model = Coefficient(cp((3, 2), (), rank=2), InverseGamma(), 1.0, ("factor0",))
-    found = {}
-    for at in itertools.product((0, 7), (0, 1, 2**31)):
-        one, two = (portion_numbers(lambda rng, n: model.numbers(rng, n, (5,)), *at, chains) for chains in (1, 2))
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), one, two)
-        found[at] = two
-    for values in jax.tree.map(lambda *a: np.stack(a), *found.values()):  # [run and portion, chain, sweep, ...]
-        every = values.reshape(len(found) * 2 * PORTION, -1)
-        assert len(np.unique(every, axis=0)) == len(every)
+    parts = (0, 1, 2**31, *_MORE)
+    found = {
+        (seed, part): portion_numbers(lambda rng, n: rng.standard_normal(n), seed, part, 5)
+        for seed, part in itertools.product((0, 7), parts)
+    }
+    every = np.concatenate([a.ravel() for a in found.values()])
+    begun = np.concatenate([core.ravel() for seed in (0, 7) for core in starts(model, 5, seed).cores.values()])
+    assert len(np.unique(every)) == len(every) and not np.isin(begun, every).any()
+    np.testing.assert_array_equal(portion_numbers(lambda rng, n: rng.standard_normal(n), 7, 1, 2), found[7, 1][:2])
+    for values in portion_numbers(lambda rng, n: model.numbers(rng, n, (5,)), 7, 1, 2):
+        assert len(np.unique(values.reshape(2 * PORTION, -1), axis=0)) == 2 * PORTION
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 2, 3])

@@ -18,7 +18,7 @@ from bayestensor.tensor.design import system_shape
 from bayestensor.tensor.surgery import keep_axes
 
 _WARM = 2**31  # portions of the warm-up are numbered from here: their numbers are their own
-_MORE = 2**33  # so are those of longer runs
+_MORE = 2**31 + 2**30, 2**31 + 2**30 + 2**29  # so are those of longer runs
 _R_HAT = 1.05  # above this chains have not come together
 _STRIDES = 2, 4  # sweeps to a draw where they have not
 _DEAR = 256  # unknowns (or rows, whichever are fewer) of a core's equations above which indices that are dead are cut
@@ -137,11 +137,11 @@ def agreed(
     if estimator.inference != "gibbs" or estimator.chains < 2 or estimator.num_draws < 4:
         return trace, said, {}
     found = {name: split_r_hat(np.asarray(values)) for name, values in functionals.items()}
-    for stride in _STRIDES:
+    for stride, first in zip(_STRIDES, _MORE, strict=True):
         if max(found.values()) <= _R_HAT:
             break
         last = jax.tree.map(lambda a: a[:, -1], trace)
-        trace = more(last, estimator.num_draws * stride, _MORE * stride)
+        trace = more(last, estimator.num_draws * stride, first)
         trace = jax.tree.map(lambda a, stride=stride: a[:, stride - 1 :: stride], trace)
         said, functionals = describe(trace)
         found = {name: split_r_hat(np.asarray(values)) for name, values in functionals.items()}

@@ -141,7 +141,10 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
             trace, left_out = self._compared(run, first, y)
         else:
             trace = run(first, self._data, self.burn_in, self.num_draws)
-        more = lambda last, draws, at: run(last, self._data, 0, draws, first=at)  # noqa: E731
+
+        def more(last: RegressionState, draws: int, at: int) -> RegressionState:
+            return run(last, self._data, 0, draws, first=at)
+
         return *agreed(self, more, trace, self._described), left_out
 
     def _compared(self, run: Any, first: RegressionState, y: np.ndarray) -> tuple[RegressionState, dict[str, float]]:

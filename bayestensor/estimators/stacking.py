@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from bayestensor.estimators.remainder import LENGTHS, Plan, Remainder, build, equalising, log_evidence, of_ratios
+from bayestensor.models.coefficient import generator
 from bayestensor.models.compiled import quick_jit
 from bayestensor.models.regression import RATIOS, Centred, noise_numbers, pick_noise
 from bayestensor.tensor.design import responses
@@ -123,7 +124,7 @@ def dealt(weights: list[float], total: int) -> list[list[Any]]:
 
 def noise_given(network: Network, seed: int, part: int, cores: Any, data: Centred) -> Any:
     """(precision, ratio) drawn given each draw of W [draw, ...]: of another kernel than W was drawn with."""
-    numbers = noise_numbers(np.random.default_rng([seed, part]), len(jax.tree.leaves(cores)[0]), data)
+    numbers = noise_numbers(generator(seed, part), len(jax.tree.leaves(cores)[0]), data)
     return _noise_given(network, numbers, cores, data)
 
 

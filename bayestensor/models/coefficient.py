@@ -255,11 +255,16 @@ def portion_numbers(make: Callable[[np.random.Generator, int], Any], seed: int, 
     Args:
         make: (generator, n) -> the numbers of n sweeps.
         seed: of the run.
-        part: number of the portion.
+        part: number of the portion, below 2^32.
         chains: how many.
     """
-    every = [make(np.random.default_rng([seed, part, chain]), PORTION) for chain in range(chains)]
+    every = [make(generator(seed, part, chain), PORTION) for chain in range(chains)]
     return jax.tree.map(lambda *a: np.stack(a), *every)
+
+
+def generator(seed: int, *key: int) -> np.random.Generator:
+    """One of its own for each seed and key; of a plain list of numbers, zeros at the end would make no difference."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def run_portion(sweep: Callable[[Any, Any], Any], numbers: Any, states: Any) -> tuple[Any, Any]:
