@@ -114,4 +114,4 @@ def test_closed_form_sweeps_are_calibrated(subject):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", gibbs_calibration.FAULTS)
 def test_faulty_closed_form_sweeps_are_rejected(fault):
-    assert sbc.smallest_p(gibbs_calibration.simulate("cp", fault=fault)) < 1e-5
+    assert sbc.smallest_p(gibbs_calibration.simulate("cp", fault=fault, thin=20, burn_in=200)) < 1e-5

@@ -20,7 +20,7 @@ RUNS = {
     "a dropped prior term": ({"drop_prior": True}, {}),
 }
 GIBBS = {"as it is": {}, "from the truth": {"from_truth": True, "thin": 200, "burn_in": 1000}}
-GIBBS |= {fault: {"fault": fault} for fault in gibbs_calibration.FAULTS}
+GIBBS |= {fault: {"fault": fault, "thin": 20, "burn_in": 200} for fault in gibbs_calibration.FAULTS}
 
 
 def sghmc(name, *args, **settings):
