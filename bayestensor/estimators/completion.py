@@ -36,7 +36,7 @@ class TensorCompletion(BaseEstimator):
         format: name of the network, one of `bayestensor.FORMATS`; 'auto' for the one of cp, tucker and tensor_train
             that gives a held-out tenth of the entries the highest density (four fits in all).
         max_rank: largest size of each bond, a number or a mapping bond -> number; 'auto' from the shape and the number
-            of observations.
+            of observations. Above 1,024 unknowns of a row a core is drawn block by block (see `models.blocks`).
         prior: of the scales, or its name in `bayestensor.PRIORS`; `estimators.fitting.default_prior` when None.
         smooth: modes whose neighbouring indices may resemble each other; 'auto' lets every mode of size 3 or more,
             because a correlation of 0 is among the values that are learnt; () for none.

@@ -23,6 +23,7 @@ from bayestensor.estimators.starting import (
     settled,
     work,
 )
+from bayestensor.models.blocks import LARGEST, is_blocked
 from bayestensor.models.conjugate import Conjugate, refreshed, sweeps
 from bayestensor.models.effects import effect_names
 from bayestensor.models.state import GIBBS, MAP, VARIATIONAL, How, State
@@ -96,7 +97,10 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
         sides,
         None if plan.noise_by is None else network.modes[plan.noise_by],
     )
-    how = MAP if plan.inference == "map" else VARIATIONAL
+    blocked = is_blocked(network)
+    if blocked and plan.inference == "variational":
+        raise ValueError(f"max_rank gives a core's rows more than {LARGEST} unknowns: too many for 'variational'")
+    how = MAP if blocked or plan.inference == "map" else VARIATIONAL
     model, states, ranks = _starts(model, data, given, values, plan, how, rng)
     traces = []
     for own, state in zip(rng.spawn(len(states)), states, strict=True):

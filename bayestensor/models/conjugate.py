@@ -22,6 +22,7 @@ import numpy as np
 
 from bayestensor.models import side
 from bayestensor.models.augment import DISCRETE, augmented, dispersion
+from bayestensor.models.blocks import blocks, draw_blocks, is_blocked
 from bayestensor.models.compiled import AnyArray, quick_jit
 from bayestensor.models.conditionals import (
     HIGHEST_PRECISION,
@@ -87,7 +88,9 @@ class Conjugate:
         dtype: Any = jnp.result_type(*cores.values())
         shapes = self._shapes()
         covariances = {
-            n: np.broadcast_to(self.variance * np.eye(p, dtype=dtype), (q, p, p)) for n, (q, p) in shapes.items()
+            n: np.broadcast_to(self.variance * np.eye(p, dtype=dtype), (q, p, p))
+            for n, (q, p) in shapes.items()
+            if not is_blocked(self.network)
         }
         scales = {bond: np.ones(size, dtype) for bond, size in self.network.ranks.items()}
         correlations = {name: np.full(shapes[name][1], 0.5, dtype) for name in self.smooth}
@@ -231,11 +234,20 @@ class Conjugate:
         network, features = self.network, dict(self.sides)
         cores, covariances, shapes = dict(state.cores), dict(state.covariances), self._shapes()
         ends = np.cumsum([q * p for q, p in shapes.values()])
-        seconds, pairs, precisions = {}, {}, {}
+        seconds: dict[str, Array] = {}
+        pairs: dict[str, Array] = {}
+        precisions: dict[str, Array] = {}
         for (name, (q, p)), piece in zip(shapes.items(), jnp.split(normal, ends[:-1]), strict=True):
-            gram, moment = normal_equations(network, cores, name, data, covariances or None)
             d = precisions[name] = prior_precision(network, name, state.scales, self.variance)
             pull = d[None] * side.mean(features[name], state.sides[name]) if name in features else 0.0
+            if len(blocks(network, name)) > 1:
+                system = state.precision, d, pull + jnp.zeros((q, p)), piece.reshape(q, p), state.correlations.get(name)
+                cores[name], residual = draw_blocks(network, cores, name, data, *system)
+                rows = to_rows(network, name, cores[name])
+                seconds[name] = rows**2
+                pairs |= {name: rows[1:] * rows[:-1]} if name in self.smooth else {}
+                continue
+            gram, moment = normal_equations(network, cores, name, data, covariances or None)
             scaled = state.precision * gram, state.precision * moment + pull, d, piece.reshape(q, p)
             if name in self.smooth:
                 rows, spread, lag = chain_posterior(*scaled, state.correlations[name], how.spreads)
@@ -247,7 +259,7 @@ class Conjugate:
             if covariances:
                 covariances[name] = spread = how.spreads * spread
                 seconds[name], second = seconds[name] + jnp.diagonal(spread, axis1=1, axis2=2), second + spread
-        residual = data.energy + (second * gram).sum() - 2 * (moment * rows).sum()
+            residual = data.energy + (second * gram).sum() - 2 * (moment * rows).sum()
         return Swept(cores, covariances, seconds, pairs, precisions, residual)
 
     def _shapes(self) -> dict[str, tuple[int, int]]:
