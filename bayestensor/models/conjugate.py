@@ -27,14 +27,13 @@ from bayestensor.models.compiled import AnyArray, quick_jit
 from bayestensor.models.conditionals import (
     HIGHEST_PRECISION,
     best_precision,
-    pick_levels,
     pick_scales,
     precision_shape,
     prior_precision,
 )
 from bayestensor.models.effects import Effects, spread_out, taken_off, update
 from bayestensor.models.effects import start as no_effects
-from bayestensor.models.gauge import pick_gauges, sheared_bonds
+from bayestensor.models.gauge import regauged
 from bayestensor.models.noise import pick_shares, reweighted
 from bayestensor.models.rows import CORRELATIONS, chain_posterior, innovations, pick_correlations, row_posterior
 from bayestensor.models.side import Features, Side
@@ -183,34 +182,7 @@ class Conjugate:
         sides = self._maps(side_keys[1], swept.cores, scales, strengths, draw) if self.sides else {}
         precision = jnp.where(hold, state.precision, jnp.minimum(precision, HIGHEST_PRECISION))
         new = State(swept.cores, swept.covariances, scales, correlations, precision, effects, sides, noises)
-        if len(scales) > 1:
-            new = self._levelled(jax.random.fold_in(scale_key, len(scales)), new, draw)
-        return self._sheared(jax.random.fold_in(scale_key, len(scales) + 1), new, draw)
-
-    def _levelled(self, key, state: State, draw) -> State:
-        """The same tensor with a factor moved from bond to bond (see `pick_levels`)."""
-        scales, by = pick_levels(key, self.network, self.prior, state.scales, draw)
-        return state._replace(
-            cores={name: core * by[name] for name, core in state.cores.items()},
-            covariances={name: spread * by[name] ** 2 for name, spread in state.covariances.items()},
-            sides={name: own._replace(map=own.map * by[name]) for name, own in state.sides.items()},
-            scales=scales,
-        )
-
-    def _sheared(self, key, state: State, draw) -> State:
-        """The same tensor with slices of a bond added to others (see `pick_gauges`), where sweeps draw."""
-        if self.sides or not sheared_bonds(self.network):
-            return state
-        given = state.cores, state.scales
-        cores, scales = jax.lax.cond(
-            draw > 0,
-            lambda cores, scales: pick_gauges(
-                key, self.network, self.prior, self.variance, cores, scales, state.correlations
-            ),
-            lambda *same: same,
-            *given,
-        )
-        return state._replace(cores=cores, scales=scales)
+        return regauged(jax.random.fold_in(scale_key, len(scales)), self.network, self.prior, self.variance, new, draw)
 
     def _effects(
         self, hidden_key, effect_key, state: State, data: Observations, draw

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bayestensor.models.conditionals import pick_levels
 from bayestensor.models.scale_moves import lattice_draw
+from bayestensor.models.state import State
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.normal import split_legs
@@ -21,6 +23,29 @@ class Slices(NamedTuple):
 
     entries: Float[Array, "rank rows others"]
     correlations: Float[Array, "rank others"]  # of neighbouring rows; 0 where they are independent
+
+
+def regauged(
+    key: Key[Array, ""], network: Network, prior: ScalePrior, variance: float, state: State, draw: float | Array
+) -> State:
+    """The same tensor with a factor moved from bond to bond (`pick_levels`) and, where sweeps draw, slices sheared."""
+    if len(state.scales) > 1:
+        scales, by = pick_levels(key, network, prior, state.scales, draw)
+        state = state._replace(
+            cores={name: core * by[name] for name, core in state.cores.items()},
+            covariances={name: spread * by[name] ** 2 for name, spread in state.covariances.items()},
+            sides={name: own._replace(map=own.map * by[name]) for name, own in state.sides.items()},
+            scales=scales,
+        )
+    if state.sides or not sheared_bonds(network):
+        return state
+
+    def sheared(cores, scales):
+        own = jax.random.fold_in(key, len(scales))
+        return pick_gauges(own, network, prior, variance, cores, scales, state.correlations)
+
+    cores, scales = jax.lax.cond(draw > 0, sheared, lambda *same: same, state.cores, state.scales)
+    return state._replace(cores=cores, scales=scales)
 
 
 def sheared_bonds(network: Network) -> tuple[str, ...]:
