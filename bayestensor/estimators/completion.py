@@ -17,9 +17,10 @@ from bayestensor.estimators.fitting import Plan, closed_form_fit, default_sweeps
 from bayestensor.estimators.held_out import conformal_quantile, format_scores, held_out, normalised_residuals, part
 from bayestensor.estimators.networks import default_network
 from bayestensor.estimators.prediction import Posterior
+from bayestensor.estimators.residuals import fitted_degrees
 from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import checked_level, rrse
-from bayestensor.models.augment import DISCRETE, LIKELIHOODS
+from bayestensor.models.augment import DEGREES_OF_FREEDOM, DISCRETE, LIKELIHOODS
 from bayestensor.models.compiled import closed_form
 from bayestensor.priors import ScalePrior, named_prior
 
@@ -40,7 +41,9 @@ class TensorCompletion(BaseEstimator):
         prior: of the scales, or its name in `bayestensor.PRIORS`; `estimators.fitting.default_prior` when None.
         smooth: modes whose neighbouring indices may resemble each other; 'auto' lets every mode of size 3 or more,
             because a correlation of 0 is among the values that are learnt; () for none.
-        likelihood: 'gaussian'; 'student_t' (4 degrees of freedom: outliers weigh little); 'bernoulli' (values 0 and 1:
+        likelihood: 'gaussian' (what is predicted of an observation has the residuals' tails, see `noise_df_`, but
+            every entry weighs the same in the fit); 'student_t' (4 degrees of freedom: outliers weigh little, to be
+            taken where single values are wrong by much and pull the tensor); 'bernoulli' (values 0 and 1:
             the network is the log odds, and predictions are probabilities); 'poisson' (counts: the network is the log
             rate, predictions are rates and intervals those of counts; see `models.augment` for its
             approximation; of counts in the millions take logarithms instead, because the sweeps get there slowly).
@@ -68,6 +71,9 @@ class TensorCompletion(BaseEstimator):
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
         factors_: core name -> array, of the first chain's last draw (of the mean, for 'variational' and 'map').
         noise_: posterior mean of the noise's scale (its standard deviation for 'gaussian'), in the units of the data.
+        noise_df_: degrees of freedom of Student's t, the law of an observation around the tensor; infinite for the
+            normal law. With 'gaussian' read off the residuals once the cores are fitted (see `estimators.residuals`),
+            and used by `predict_interval` and `score`.
         effects_: mode -> posterior mean of its offsets, and 'constant', in the data's units (or log odds, log rates).
         residuals_: with `conformal`, `|y - mean| / sd` of the entries left out, ascending.
         draws_: `Draws` with positions `{"cores": ..., "effects": ...}` in the units of the data divided by `scale_`.
@@ -155,6 +161,11 @@ class TensorCompletion(BaseEstimator):
         self.factors_ = {name: core[0, -1] for name, core in fit.cores.items()}
         self.effects_ = {name: row.mean(axis=(0, 1)) * self.scale_ for name, row in fit.effects.items()}
         self.noise_ = math.nan if discrete else math.sqrt(noise_variance(fit.precision)) * self.scale_
+        self.noise_df_ = math.nan if discrete else DEGREES_OF_FREEDOM
+        if self.likelihood == "gaussian":
+            drawn, noise = {"cores": fit.cores, "effects": fit.effects}, fit.precision**-0.5
+            observed = given.coords, given.values / self.scale_, given.weights
+            self.noise_df_ = fitted_degrees(fit.network, drawn, noise, *observed)
         self.rank_posterior_ = fit.rank_posterior
         self.rank_ = most_frequent_rank(fit.rank_posterior)
         self.diagnostics_ = fit.diagnostics | {"empty_slices": given.empty_slices(), "formats": scores}
@@ -228,7 +239,8 @@ class TensorCompletion(BaseEstimator):
     def _posterior(self, X: Any) -> tuple[Posterior, np.ndarray | None]:
         check_is_fitted(self)
         flat, noise = self.draws_.flat(), self.draws_.stats["precision"].reshape(-1) ** -0.5
-        posterior = Posterior(self.network_, flat["cores"], flat["effects"], noise, self._given.shape, self.likelihood)
+        law = self.likelihood, self.noise_df_ if self.likelihood == "gaussian" else math.inf
+        posterior = Posterior(self.network_, flat["cores"], flat["effects"], noise, self._given.shape, *law)
         return posterior, None if X is None else inputs.coordinates(X, self._given)
 
     def _held(self, X: Any, y: Any) -> tuple[Posterior, inputs.Observed]:
