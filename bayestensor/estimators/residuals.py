@@ -34,17 +34,17 @@ def noise_scales(df: float, n: int) -> np.ndarray:
     return np.sqrt((1 - 2 / df) / gamma.isf((ranks + 0.5) / n, 0.5 * df, scale=2 / df))
 
 
-def noise_degrees(values: np.ndarray, x: np.ndarray, noise: np.ndarray, weights: np.ndarray | float = 1.0) -> float:
-    """Degrees of freedom of t that gives each observation, left out in turn, the highest density; inf for the normal.
+def left_out(
+    values: np.ndarray, x: np.ndarray, noise: np.ndarray, weights: np.ndarray | float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(residual of each observation by the others, its noise's variance, leverage), chain by chain: [chain, n].
 
     A chain's draws of an entry's x have mean m and variance v. Were the chain Gaussian, then without the observation y
     of noise variance s^2 / w they would have
 
-        mean y - (y - m) / (1 - h), variance s^2 / w h / (1 - h),   h = w v / s^2,
+        mean y - (y - m) / (1 - h), variance s^2 / w h / (1 - h),   h = w v / s^2
 
-    h the leverage (Cook and Weisberg, Residuals and influence in regression, 1982, section 2.2). The density of y is
-    that of chains in equal parts, with noise of variance s^2 / w around x. Variances are the fit's: the shape alone is
-    chosen here.
+    (Cook and Weisberg, Residuals and influence in regression, 1982, section 2.2).
 
     Args:
         values: (n,).
@@ -52,12 +52,21 @@ def noise_degrees(values: np.ndarray, x: np.ndarray, noise: np.ndarray, weights:
         noise: its standard deviation, [chain, draw].
         weights: of the values, (n,) or one number.
     """
-    from scipy.special import logsumexp
-
     spread = x.var(axis=1, ddof=1) if x.shape[1] > 1 else np.zeros(x[:, 0].shape)
     variance = np.mean(noise**2, axis=1)[:, None] / weights
     h = np.minimum(spread / variance, _MOST_LEVERAGE)
-    off = (values - x.mean(axis=1)) / (1 - h)
+    return (values - x.mean(axis=1)) / (1 - h), variance, h
+
+
+def noise_degrees(values: np.ndarray, x: np.ndarray, noise: np.ndarray, weights: np.ndarray | float = 1.0) -> float:
+    """Degrees of freedom of the t that gives each observation, left out in turn, the highest density; inf: normal.
+
+    The density is that of the chains in equal parts; the variance of the noise is the fit's, its shape alone is chosen
+    here. Arguments as in `left_out`.
+    """
+    from scipy.special import logsumexp
+
+    off, variance, h = left_out(values, x, noise, weights)
 
     def log_likelihood(df: float) -> float:
         squares = noise_scales(df, 1 if math.isinf(df) else _POINTS)[:, None, None] ** 2
