@@ -152,7 +152,7 @@ def problem():
 def test_completion_finds_tensor_noise_and_interval(problem):
     truth, noisy, observed, _, fit = problem
     hidden = ~observed
-    precision = fit.draws_.stats["precision"]  # of 480 entries: 0.065 of itself a draw, and chains that share no draw
+    precision = fit.draws_.stats["noise"] ** -2  # of 480 entries: 0.065 of itself a draw, and chains that share no draw
     assert precision.shape == (4, 10) and len(np.unique(precision)) == 40
     assert np.ptp(precision.mean(1)) < 0.3 * precision.mean()
     assert np.linalg.norm((fit.predict() - truth)[hidden]) < 0.08 * np.linalg.norm(truth[hidden])
@@ -243,6 +243,7 @@ def test_the_smallest_tensors_are_completed(shape):
         ("smooth", "yes"),
         ("effects", "all"),
         ("effects", (0, 5)),
+        ("noise_by", 3),
         ("conformal", 1.0),
     ],
 )

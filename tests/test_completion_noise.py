@@ -34,7 +34,7 @@ def test_intervals_and_scores_are_those_of_the_mixture_of_draws(problem, df):
     fit = copy.copy(own)
     assert np.isinf(fit.noise_df_)  # normal noise
     fit.noise_df_ = df
-    draws, noise = fit.sample(40), fit.draws_.stats["precision"].reshape(-1) ** -0.5 * fit.scale_
+    draws, noise = fit.sample(40), fit.draws_.stats["noise"].reshape(-1) * fit.scale_
     noise = noise[:, None, None, None]
     law = norm(draws, noise) if np.isinf(df) else t(df, draws, noise * np.sqrt(1 - 2 / df))
     for end, p in zip(fit.predict_interval(0.8), (0.1, 0.9), strict=True):
@@ -77,7 +77,7 @@ def test_residuals_of_every_format_are_those_of_the_dense_tensor(format):
     x = x + effects["constant"][..., None, None, None, None] + effects[network.modes[1]][:, :, None, :, None, None]
     noise, values = np.full((2, 6), 0.3), x[0, 0] + 0.3 * rng.standard_t(3, size=shape)
     coords, weights = np.argwhere(np.ones(shape)), rng.uniform(0.5, 2, size=x[0, 0].size)
-    found = fitted_degrees(network, {"cores": cores, "effects": effects}, noise, coords, values.ravel(), weights)
+    found = fitted_degrees(network, {"cores": cores, "effects": effects}, noise, None, coords, values.ravel(), weights)
     order = np.random.default_rng(0).permutation(len(weights))
     flat = x.reshape(2, 6, -1)[..., order]
     assert found == noise_degrees(values.ravel()[order], flat, noise, weights[order])

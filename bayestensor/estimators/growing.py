@@ -156,7 +156,8 @@ def with_component(model: Conjugate, state: State, columns: list[np.ndarray], co
             sides[name] = side._replace(map=np.pad(side.map, ((0, 0), (0, more))))
     v = np.pad(state.scales[bond], (0, more))
     v[place] = v.max()
-    return model, State(cores, covariances, {bond: v}, correlations, state.precision, state.effects, sides)
+    state = state._replace(cores=cores, covariances=covariances, scales={bond: v})
+    return model, state._replace(correlations=correlations, sides=sides)
 
 
 def _fitted(model: Conjugate, state: State, coords: np.ndarray) -> np.ndarray:

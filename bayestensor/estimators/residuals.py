@@ -49,11 +49,11 @@ def left_out(
     Args:
         values: (n,).
         x: draws of the tensor there, [chain, draw, n].
-        noise: its standard deviation, [chain, draw].
+        noise: its standard deviation, [chain, draw], or [chain, draw, n].
         weights: of the values, (n,) or one number.
     """
     spread = x.var(axis=1, ddof=1) if x.shape[1] > 1 else np.zeros(x[:, 0].shape)
-    variance = np.mean(noise**2, axis=1)[:, None] / weights
+    variance = np.mean(noise**2, axis=1).reshape(len(x), -1) / weights
     h = np.minimum(spread / variance, _MOST_LEVERAGE)
     return (values - x.mean(axis=1)) / (1 - h), variance, h
 
@@ -80,14 +80,21 @@ def noise_degrees(values: np.ndarray, x: np.ndarray, noise: np.ndarray, weights:
 
 
 def fitted_degrees(
-    network: Network, draws: Any, noise: np.ndarray, coords: np.ndarray, values: np.ndarray, weights: np.ndarray | None
+    network: Network,
+    draws: Any,
+    noise: np.ndarray,
+    noise_by: int | None,
+    coords: np.ndarray,
+    values: np.ndarray,
+    weights: np.ndarray | None,
 ) -> float:
     """`noise_degrees` of a fit, by at most 2000 of its observations.
 
     Args:
         network: of the cores.
         draws: "cores" and "effects", [chain, draw, ...].
-        noise: [chain, draw].
+        noise: [chain, draw], or [chain, draw, index of the mode `noise_by`].
+        noise_by: that mode, or None.
         coords: (n, modes) of the observations.
         values: (n,).
         weights: (n,) or None.
@@ -95,6 +102,8 @@ def fitted_degrees(
     some = np.random.default_rng(0).permutation(len(values))[:_MOST_ENTRIES]
     at = np.pad(coords[some], ((0, 0), (0, len(network.modes) - coords.shape[1])))
     x = np.stack([entries_of(network, *_of_chain(draws, k), at) for k in range(len(noise))])
+    if noise_by is not None:
+        noise = noise[:, :, at[:, noise_by]]
     return noise_degrees(values[some], x, noise, 1.0 if weights is None else weights[some])
 
 

@@ -165,8 +165,10 @@ def completion_table(summary: dict[str, Any]) -> Table:
     table.add_row("tensor", f"{' x '.join(map(str, summary['shape']))}, {summary['observed']:,} entries observed")
     table.add_row("rank", f"{shown} ({summary['format']})")
     if summary["noise"] is not None:
+        noise = summary["noise"]
+        several = isinstance(noise, list)
         law = "normal" if summary["noise_df"] is None else f"t, {summary['noise_df']:g} degrees of freedom"
-        table.add_row("noise", f"{summary['noise']:.4g} ({law})")
+        table.add_row("noise", (f"{min(noise):.4g} to {max(noise):.4g}" if several else f"{noise:.4g}") + f" ({law})")
     table.add_row("time", f"{summary['seconds']:.1f} s")
     held = summary.get("held_out")
     if held:

@@ -49,7 +49,7 @@ def fitted(row: str) -> dict[str, np.ndarray]:
     away, rng = held_out(given, 0.2, int(along[0]) if along else "random", 1), np.random.default_rng(2)
     seen, some = np.flatnonzero(~away), {}
     model = TensorCompletion(random_state=1).fit(given.coords[seen], given.values[seen], given.shape)
-    noise = model.draws_.stats["precision"] ** -0.5 * model.scale_
+    noise = model.draws_.stats["noise"] * model.scale_
     for name, rows in (("in", seen), ("out", np.flatnonzero(away))):
         at = rng.permutation(rows)[:MOST]
         some |= {f"y_{name}": given.values[at], f"x_{name}": model.sample(noise.size, given.coords[at])}
