@@ -154,6 +154,7 @@ def _summary(model: TensorCompletion, observed: tensors.Observed, held: dict[str
         "format": model.format_,
         "rank": model.rank_,
         "noise": None if np.isnan(model.noise_).any() else np.asarray(model.noise_).tolist(),
+        "noise_df": model.noise_df_ if np.isfinite(model.noise_df_) else None,
         "seconds": round(model.diagnostics_["seconds"], 2),
         "parameters": {
             name: list(value) if isinstance(value, tuple) else value
