@@ -168,6 +168,7 @@ def predict(run_dir: Path, inputs: Path, out: Path | None) -> None:
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
 @click.option("--format", default="cp", show_default=True, help="Network of the tensor; auto: by held-out density.")
 @click.option("--likelihood", default="gaussian", show_default=True, help="Or student_t, bernoulli, poisson.")
+@click.option("--noise-by", type=int, metavar="MODE", help="Mode whose indices are not equally noisy, from 0.")
 @click.option(
     "--effects", default="none", show_default=True, help="Modes with offsets: auto (all), none, or as in 0,2."
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,7 +152,7 @@ def problem():
 def test_completion_finds_tensor_noise_and_interval(problem):
     truth, noisy, observed, _, fit = problem
     hidden = ~observed
-    precision = fit.draws_.stats["precision"]  # of 480 entries: 0.065 of itself a draw, and chains that share no draw
+    precision = fit.draws_.stats["noise"] ** -2  # of 480 entries: 0.065 of itself a draw, and chains that share no draw
     assert precision.shape == (4, 10) and len(np.unique(precision)) == 40
     assert np.ptp(precision.mean(1)) < 0.3 * precision.mean()
     assert np.linalg.norm((fit.predict() - truth)[hidden]) < 0.08 * np.linalg.norm(truth[hidden])
@@ -178,7 +180,7 @@ def test_intervals_and_scores_are_those_of_the_mixture_of_draws(problem):
     from scipy.stats import norm
 
     _, noisy, _, _, fit = problem
-    draws, noise = fit.sample(40), fit.draws_.stats["precision"].reshape(-1) ** -0.5 * fit.scale_
+    draws, noise = fit.sample(40), fit.draws_.stats["noise"].reshape(-1) * fit.scale_
     noise = noise[:, None, None, None]
     for end, p in zip(fit.predict_interval(0.8), (0.1, 0.9), strict=True):
         np.testing.assert_allclose(norm.cdf(end, draws, noise).mean(0), p, atol=2e-6)
@@ -235,6 +237,17 @@ def test_bad_inputs_are_named(case):
         TensorCompletion(**FAST).fit(x, y, shape)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1,), (6,), (6, 1), (2, 2), (1, 1, 1)], ids=str)
+def test_the_smallest_tensors_are_completed(shape):
+    x = np.arange(1.0, 1 + math.prod(shape)).reshape(shape)
+    x[(-1,) * len(shape)] = np.nan if x.size > 1 else 1.0
+    fit = TensorCompletion(**FAST).fit(x)
+    lower, upper = fit.predict_interval(0.9)
+    assert np.shape(fit.predict()) == shape and np.isfinite(fit.predict()).all()
+    assert (lower < upper).all() and (lower[np.isfinite(x)] < x[np.isfinite(x)]).all()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -246,6 +259,7 @@ def test_bad_inputs_are_named(case):
         ("smooth", "yes"),
         ("effects", "all"),
         ("effects", (0, 5)),
+        ("noise_by", 3),
         ("conformal", 1.0),
     ],
 )

@@ -137,7 +137,7 @@ def test_a_long_list_starts_from_its_spectrum_and_finds_the_rank(monkeypatch):
     shown, held = slice(0, 40_000), slice(40_000, None)
     model = TensorCompletion(max_rank=8, smooth=(), num_draws=20, burn_in=10, warm_up=20, chains=2, random_state=0)
     model.fit(coords[shown], y[shown], shape)
-    assert model.rank_ == rank and len(np.unique(model.draws_.stats["precision"])) == 20  # two chains, no draw shared
+    assert model.rank_ == rank and len(np.unique(model.draws_.stats["noise"])) == 20  # two chains, no draw shared
     assert np.linalg.norm(model.predict(coords[held]) - x[held]) < 0.12 * np.linalg.norm(x[held])
 
 

@@ -139,7 +139,7 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         self.classes_, index = np.unique(y, return_inverse=True)
         counts = np.bincount(index, weights=weight)
         if len(self.classes_) < 2:
-            raise ValueError(f"y holds one class, {self.classes_[0]!r}; at least two classes are needed")
+            raise ValueError(f"y holds one class, {self.classes_[0]}; at least two classes are needed")
         self._order = np.argsort(-counts, kind="stable") if len(counts) > 2 else np.array([1, 0])
         self.sticks_ = self.classes_[self._order]
         return np.argsort(self._order)[index]

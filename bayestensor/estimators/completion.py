@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from bayestensor.estimators import inputs
 from bayestensor.estimators.counting import most_frequent_rank
-from bayestensor.estimators.fitting import Plan, closed_form_fit, default_sweeps, noise_variance
+from bayestensor.estimators.fitting import Plan, closed_form_fit, default_sweeps
 from bayestensor.estimators.held_out import conformal_quantile, format_scores, held_out, normalised_residuals, part
 from bayestensor.estimators.networks import default_network
 from bayestensor.estimators.prediction import Posterior
@@ -36,7 +36,7 @@ class TensorCompletion(BaseEstimator):
         format: name of the network, one of `bayestensor.FORMATS`; 'auto' for the one of cp, tucker and tensor_train
             that gives a held-out tenth of the entries the highest density (four fits in all).
         max_rank: largest size of each bond, a number or a mapping bond -> number; 'auto' from the shape and the number
-            of observations.
+            of observations. Above 1,024 unknowns of a row a core is drawn block by block (see `models.blocks`).
         prior: of the scales, or its name in `bayestensor.PRIORS`; `estimators.fitting.default_prior` when None.
         smooth: modes whose neighbouring indices may resemble each other; 'auto' lets every mode of size 3 or more,
             because a correlation of 0 is among the values that are learnt; () for none.
@@ -44,6 +44,8 @@ class TensorCompletion(BaseEstimator):
             the network is the log odds, and predictions are probabilities); 'poisson' (counts: the network is the log
             rate, predictions are rates and intervals those of counts; see `models.augment` for its
             approximation; of counts in the millions take logarithms instead, because the sweeps get there slowly).
+        noise_by: mode whose every index has a noise scale of its own, its number (sensors, bands; see `models.noise`),
+            for 'gaussian' and 'gibbs'; None for one scale.
         effects: modes whose every index has an offset of its own, shrunk and learnt (users, items, times), around a
             constant; 'auto' for all modes, () for none. Answers and counts have the constant in any case.
         side: mode -> features of its indices, an array (size of the mode, any number): rows of that mode's factor lie
@@ -67,7 +69,8 @@ class TensorCompletion(BaseEstimator):
             the tensor is above 1e-3 of it and stands out from the noise (see `estimators.counting`).
         rank_posterior_: bond -> share of the draws with rank 0, 1, 2, ...
         factors_: core name -> array, of the first chain's last draw (of the mean, for 'variational' and 'map').
-        noise_: posterior mean of the noise's scale (its standard deviation for 'gaussian'), in the units of the data.
+        noise_: posterior mean of the noise's scale (its standard deviation for 'gaussian'), in the units of the data;
+            with `noise_by` one an index of that mode.
         effects_: mode -> posterior mean of its offsets, and 'constant', in the data's units (or log odds, log rates).
         residuals_: with `conformal`, `|y - mean| / sd` of the entries left out, ascending.
         draws_: `Draws` with positions `{"cores": ..., "effects": ...}` in the units of the data divided by `scale_`.
@@ -81,6 +84,7 @@ class TensorCompletion(BaseEstimator):
         prior: ScalePrior | str | None = None,
         smooth: Any = "auto",
         likelihood: str = "gaussian",
+        noise_by: int | None = None,
         effects: Any = (),
         side: Any = None,
         conformal: float = 0.0,
@@ -97,6 +101,7 @@ class TensorCompletion(BaseEstimator):
         self.prior = prior
         self.smooth = smooth
         self.likelihood = likelihood
+        self.noise_by = noise_by
         self.effects = effects
         self.side = side
         self.conformal = conformal
@@ -125,6 +130,9 @@ class TensorCompletion(BaseEstimator):
         """
         self._check()
         given = inputs.read(X, y, shape)
+        by = self.noise_by
+        if by is not None and (isinstance(by, bool) or by not in range(len(given.shape))):
+            raise ValueError(f"noise_by is {by!r}; None or a mode from 0 to {len(given.shape) - 1} is needed")
         if sample_weight is not None:
             if self.likelihood != "gaussian" or self.conformal:
                 raise ValueError("sample_weight goes with likelihood 'gaussian' and without conformal")
@@ -146,15 +154,18 @@ class TensorCompletion(BaseEstimator):
         sizes = draws, burn_in, self.warm_up, self.chains
         prior = named_prior(self.prior)
         early = self.burn_in == "auto"
-        plan = Plan(prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects, self.side, early)
+        plan = Plan(
+            prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects, self.side, self.noise_by, early
+        )
         with closed_form():
             fit = closed_form_fit(network, given, given.values / self.scale_, plan, np.random.default_rng(seed))
         self._given = given
         self.network_ = fit.network
-        self.draws_ = Draws({"cores": fit.cores, "effects": fit.effects}, {"precision": fit.precision})
+        self.draws_ = Draws({"cores": fit.cores, "effects": fit.effects}, {"noise": fit.noise})
         self.factors_ = {name: core[0, -1] for name, core in fit.cores.items()}
         self.effects_ = {name: row.mean(axis=(0, 1)) * self.scale_ for name, row in fit.effects.items()}
-        self.noise_ = math.nan if discrete else math.sqrt(noise_variance(fit.precision)) * self.scale_
+        noise = np.sqrt(np.mean(fit.noise**2, axis=(0, 1))) * self.scale_
+        self.noise_ = math.nan if discrete else noise if noise.ndim else float(noise)
         self.rank_posterior_ = fit.rank_posterior
         self.rank_ = most_frequent_rank(fit.rank_posterior)
         self.diagnostics_ = fit.diagnostics | {"empty_slices": given.empty_slices(), "formats": scores}
@@ -171,7 +182,7 @@ class TensorCompletion(BaseEstimator):
         mean, variance = posterior.moments(coords)
         if not return_std:
             return self._out(mean, X)
-        return self._out(mean, X), self._out(np.sqrt(posterior.observed(mean, variance)), X)
+        return self._out(mean, X), self._out(np.sqrt(posterior.observed(mean, variance, coords)), X)
 
     def predict_interval(self, level: float = 0.9, X: Any = None) -> tuple[Any, Any]:
         """(lower, upper): the quantiles between which an observation lies with probability `level`, entry by entry.
@@ -227,8 +238,11 @@ class TensorCompletion(BaseEstimator):
 
     def _posterior(self, X: Any) -> tuple[Posterior, np.ndarray | None]:
         check_is_fitted(self)
-        flat, noise = self.draws_.flat(), self.draws_.stats["precision"].reshape(-1) ** -0.5
-        posterior = Posterior(self.network_, flat["cores"], flat["effects"], noise, self._given.shape, self.likelihood)
+        flat, noise = self.draws_.flat(), self.draws_.stats["noise"]
+        noise = noise.reshape(-1, *noise.shape[2:])
+        by = None if self.noise_by is None else self.network_.modes[self.noise_by]
+        shape = self._given.shape
+        posterior = Posterior(self.network_, flat["cores"], flat["effects"], noise, shape, self.likelihood, by)
         return posterior, None if X is None else inputs.coordinates(X, self._given)
 
     def _held(self, X: Any, y: Any) -> tuple[Posterior, inputs.Observed]:
@@ -250,6 +264,8 @@ class TensorCompletion(BaseEstimator):
             raise ValueError(f"inference is {self.inference!r}; one of {', '.join(_INFERENCE)} is needed")
         if self.likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood is {self.likelihood!r}; one of {', '.join(LIKELIHOODS)} is needed")
+        if self.noise_by is not None and (self.likelihood, self.inference) != ("gaussian", "gibbs"):
+            raise ValueError("noise_by goes with likelihood 'gaussian' and inference 'gibbs'")
         share = self.conformal
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
             raise ValueError(f"conformal is {share!r}; a share from 0 to below 1 is needed")

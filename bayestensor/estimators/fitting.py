@@ -24,6 +24,7 @@ from bayestensor.estimators.starting import (
     work,
     worth_a_chain,
 )
+from bayestensor.models.blocks import LARGEST, is_blocked
 from bayestensor.models.compiled import side_by_side
 from bayestensor.models.conjugate import Conjugate, refreshed, sweeps
 from bayestensor.models.effects import effect_names
@@ -55,17 +56,18 @@ class Plan:
     likelihood: str = "gaussian"
     effects: Any = ()
     side: Any = None
+    noise_by: int | None = None
     early: bool = False  # whether burning in may end before `burn_in` sweeps
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What a fit leaves: network, cores, effects and noise precision [chain, draw, ...], ranks by draw."""
+    """What a fit leaves: network, cores and effects [chain, draw, ...], noise, ranks by draw."""
 
     network: Network
     cores: dict[str, np.ndarray]
     effects: dict[str, np.ndarray]  # constant and offsets under their modes' names
-    precision: np.ndarray
+    noise: np.ndarray  # standard deviation, [chain, draw], or [chain, draw, index of the mode that has its own]
     rank_posterior: dict[str, np.ndarray]
     diagnostics: dict[str, Any]
 
@@ -95,8 +97,12 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
         plan.likelihood,
         effect_names(plan.likelihood, plan.effects, network.modes, len(given.shape)),
         sides,
+        None if plan.noise_by is None else network.modes[plan.noise_by],
     )
-    how = MAP if plan.inference == "map" else VARIATIONAL
+    blocked = is_blocked(network)
+    if blocked and plan.inference == "variational":
+        raise ValueError(f"max_rank gives a core's rows more than {LARGEST} unknowns: too many for 'variational'")
+    how = MAP if blocked or plan.inference == "map" else VARIATIONAL
     model, states, ranks = _starts(model, data, given, values, plan, how, rng)
     each = -(-plan.num_draws // len(states))
 
@@ -116,13 +122,19 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
         "ranks": ranks,
         "correlations": {name: np.mean(rho, axis=(0, 1)) for name, rho in trace.correlations.items()},
     }
-    told = trace.precision.reshape(-1)
+    noise = trace.precision**-0.5
+    for share in trace.noises.values():
+        noise = noise[..., None] * share**-0.5
+    told = (noise**2).reshape(-1, *noise.shape[2:])
+    if plan.noise_by is not None:
+        told = told @ given.counts(plan.noise_by) / len(given.values)
+    told = 1 / told
     if model.discrete:  # what an entry tells of its log odds or log rate, at the mean
         mean = values.mean()
         told = np.full(len(told), max(mean if plan.likelihood == "poisson" else mean * (1 - mean), 1e-6))
     flat = {name: core.reshape(-1, *core.shape[2:]) for name, core in cores.items()}
     shares = rank_shares(model.network, flat, seen_noise(model.network, told, len(given.values)))
-    return Fit(model.network, cores, trace.effects.values, trace.precision, shares, diagnostics)
+    return Fit(model.network, cores, trace.effects.values, noise, shares, diagnostics)
 
 
 def _starts(
@@ -167,11 +179,6 @@ def observations(network: Network, given: Observed, values: np.ndarray) -> Obser
     extra = len(network.modes) - len(given.shape)
     coords = np.pad(given.coords, ((0, 0), (0, extra)))
     return Entries.build(network, coords, values, given.weights)
-
-
-def noise_variance(precision: np.ndarray) -> float:
-    """Posterior mean of the noise variance."""
-    return float(np.mean(1 / precision))
 
 
 def default_sweeps(given: Observed) -> tuple[int, int]:
@@ -230,4 +237,4 @@ def _from_mean_field(state: State, n: int, rng: np.random.Generator, model: Conj
         effects[name] = value + sd * rng.standard_normal((n, *value.shape))
     precision = np.broadcast_to(state.precision, n)
     correlations = {k: np.asarray(v)[None] for k, v in state.correlations.items()}
-    return State(cores, {}, {}, correlations, precision, state.effects._replace(values=effects), {})
+    return State(cores, {}, {}, correlations, precision, state.effects._replace(values=effects), {}, {})

@@ -94,8 +94,8 @@ def grow(
 
     Newborns take the places of dead ones, all of them at once; where all live and `widen` allows it, one is added.
     """
-    if model.likelihood != "gaussian" or not is_joint(model.network):
-        return model, state
+    if model.likelihood != "gaussian" or not is_joint(model.network) or len(model.network.shape) == 1:
+        return model, state  # a vector is of rank one
     count, how = len(values), VARIATIONAL if state.covariances else MAP
     while newborns := _newborns(model, state, given, values, widen):
         larger, trial = model, state
@@ -176,7 +176,8 @@ def with_component(model: Conjugate, state: State, columns: list[np.ndarray], co
             sides[name] = side._replace(map=np.pad(side.map, ((0, 0), (0, more))))
     v = np.pad(state.scales[bond], (0, more))
     v[place] = v.max()
-    return model, State(cores, covariances, {bond: v}, correlations, state.precision, state.effects, sides)
+    state = state._replace(cores=cores, covariances=covariances, scales={bond: v})
+    return model, state._replace(correlations=correlations, sides=sides)
 
 
 def _fitted(model: Conjugate, state: State, coords: np.ndarray) -> np.ndarray:

@@ -48,8 +48,12 @@ class Observed:
 
     def empty_slices(self) -> dict[int, np.ndarray]:
         """Mode -> indices with no observation at all."""
-        counts = [np.bincount(self.coords[:, k], minlength=n) for k, n in enumerate(self.shape)]
+        counts = map(self.counts, range(len(self.shape)))
         return {k: np.flatnonzero(c == 0) for k, c in enumerate(counts) if (c == 0).any()}
+
+    def counts(self, mode: int) -> np.ndarray:
+        """Observations at each index of a mode."""
+        return np.bincount(self.coords[:, mode], minlength=self.shape[mode])
 
 
 def read(x: Any, values: Any = None, shape: Sequence[int] | None = None) -> Observed:

@@ -6,9 +6,9 @@ Draws are folded in one after another, so that memory is that of the answer, how
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ _TAIL = (1.330274429, -1.821255978, 1.781477937, -0.356563782, 0.319381530)
 _CLOSE = 1e-6  # in probability
 
 Drawn: TypeAlias = tuple[dict[str, Array], dict[str, Array]]  # cores and effects
+Noise: TypeAlias = dict[str, Array]  # its scale under its mode's name, or CONSTANT
 
 
 class Posterior(NamedTuple):
@@ -40,11 +41,12 @@ class Posterior(NamedTuple):
         network: of the cores; its modes are those of `shape`, with modes of size 1 appended where it has more.
         cores: name -> [draw, ...].
         effects: constant [draw] and offsets [draw, size] under their modes' names.
-        noise: standard deviation, [draw].
+        noise: its scale, [draw], or [draw, index of the mode `noise_by`].
         shape: of the tensor.
         likelihood: one of `models.augment.LIKELIHOODS`. For 'bernoulli' entries are probabilities, the logistic
             function of network and effects, and quantiles those of the probability. For 'poisson' entries are rates,
             their exponential function, and quantiles those of a count.
+        noise_by: name of the mode whose indices have a noise scale of their own.
     """
 
     network: Network
@@ -53,6 +55,7 @@ class Posterior(NamedTuple):
     noise: np.ndarray
     shape: tuple[int, ...]
     likelihood: str = "gaussian"
+    noise_by: str | None = None
 
     def moments(self, coords: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(mean, variance) of the tensor, without noise, at coordinates (n, modes) or everywhere.
@@ -74,17 +77,20 @@ class Posterior(NamedTuple):
         mean, variance = self.moments(coords)
         if self.likelihood == "poisson":
             return tuple(self._count(mean, variance, p, coords) for p in probabilities)
-        sd = np.sqrt(self.observed(mean, variance))
+        sd = np.sqrt(self.observed(mean, variance, coords))
         return tuple(self._run(_quantile, coords, mean, sd, p)[0] for p in probabilities)
 
-    def observed(self, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
-        """Variance of an observation, from the moments of the tensor."""
+    def observed(self, mean: np.ndarray, variance: np.ndarray, coords: np.ndarray | None) -> np.ndarray:
+        """Variance of an observation, from the moments of the tensor at these coordinates."""
         if self.likelihood == "bernoulli":
             return mean * (1 - mean)
         if self.likelihood == "poisson":
             return mean + variance
         heavy = DEGREES_OF_FREEDOM / (DEGREES_OF_FREEDOM - 2) if self.likelihood == "student_t" else 1.0
-        return variance + heavy * np.mean(self.noise**2)
+        own = np.mean(self.noise**2, axis=0)
+        if self.noise_by:
+            own = _spread(self.network.modes[: len(self.shape)], self.noise_by, own, coords)
+        return variance + heavy * own
 
     def log_density(self, values: np.ndarray, coords: np.ndarray) -> np.ndarray:
         """`log mean over draws of p(value | entry, noise)`, one number a coordinate."""
@@ -138,7 +144,7 @@ class Posterior(NamedTuple):
                     self.network,
                     self.likelihood,
                     (dict(self.cores), dict(self.effects)),
-                    np.asarray(self.noise),
+                    {self.noise_by or CONSTANT: np.asarray(self.noise)},
                     at,
                     *shaped,
                 )
@@ -152,12 +158,22 @@ def _values(network: Network, likelihood: str, drawn: Drawn, at: Array | None) -
     tensor = Factored(network, dict(cores))
     x = dense(tensor) if at is None else in_blocks(lambda block: entries(tensor, block), at, _BLOCK)
     for name, row in effects.items():
-        if name == CONSTANT:
-            x = x + row
-            continue
-        mode = network.modes.index(name)
-        x = x + (row.reshape([-1 if k == mode else 1 for k in range(x.ndim)]) if at is None else row[at[:, mode]])
+        x = x + _spread(network.modes, name, row, at)
     return {"bernoulli": expit, "poisson": jnp.exp}.get(likelihood, lambda x: x)(x)
+
+
+def _spread(modes: Sequence[str], name: str, row: Any, at: Any) -> Any:
+    """A number for each index of a mode, or the one number of CONSTANT, at the entries (or broadcast to them)."""
+    if name == CONSTANT:
+        return row
+    mode = modes.index(name)
+    return row.reshape([-1 if k == mode else 1 for k in range(len(modes))]) if at is None else row[at[:, mode]]
+
+
+def _noise_at(network: Network, noise: Noise, at: Array | None) -> Array:
+    """The noise's scale at the entries: one number, or its mode's, by name as effects are."""
+    ((name, row),) = noise.items()
+    return _spread(network.modes, name, row, at)
 
 
 def _below(likelihood: str, z: Array) -> tuple[Array, Array]:
@@ -184,7 +200,7 @@ def _log_p(likelihood: str, value: Array, x: Array, noise: Array) -> Array:
 
 
 @partial(quick_jit, static_argnames=("network", "likelihood"))
-def _moments(network: Network, likelihood: str, drawn: Drawn, noise: Array, at: Array | None) -> tuple[Array, Array]:
+def _moments(network: Network, likelihood: str, drawn: Drawn, noise: Noise, at: Array | None) -> tuple[Array, Array]:
     def add(carry, one):
         n, mean, square = carry
         x = _values(network, likelihood, one, at)
@@ -192,13 +208,13 @@ def _moments(network: Network, likelihood: str, drawn: Drawn, noise: Array, at: 
         mean = mean + shift / (n + 1)
         return (n + 1, mean, square + shift * (x - mean)), None
 
-    zero = jnp.zeros(network.shape if at is None else len(at), noise.dtype)
+    zero = jnp.zeros(network.shape if at is None else len(at))
     (n, mean, square), _ = jax.lax.scan(add, (0.0, zero, zero), drawn)
     return mean, square / n
 
 
 @partial(jax.jit, static_argnames=("network", "likelihood"))
-def _all(network: Network, likelihood: str, drawn: Drawn, noise: Array, at: Array | None) -> Array:
+def _all(network: Network, likelihood: str, drawn: Drawn, noise: Noise, at: Array | None) -> Array:
     return jax.lax.map(lambda one: _values(network, likelihood, one, at), drawn)
 
 
@@ -214,14 +230,14 @@ def _quantile(network, likelihood, drawn, noise, at, mean, sd, p) -> Array:
         k, _, before, low, high, x = state
 
         def add(total, one):
-            x_drawn, s = one
+            x_drawn, s = one[0], _noise_at(network, one[1], at)
             z = (x - _values(network, likelihood, x_drawn, at)) / s
             part, density = _below(likelihood, z)
             return (total[0] + part, total[1] + density / s), None
 
         zero = jnp.zeros_like(x)
         (below, density), _ = jax.lax.scan(add, (zero, zero), (drawn, noise))
-        below, density = below / len(noise), density / len(noise)
+        below, density = below / draws, density / draws
         low, high = jnp.where(below < p, x, low), jnp.where(below < p, high, x)
         moved = x - (below - p) / jnp.maximum(density, 1e-300)
         off = jnp.abs(below - p)
@@ -229,6 +245,7 @@ def _quantile(network, likelihood, drawn, noise, at, mean, sd, p) -> Array:
         closer = jnp.where(serves, moved, 0.5 * (low + high))
         return k + 1, off.max(), off, low, high, jnp.where(off < _CLOSE, x, closer)
 
+    draws = len(next(iter(noise.values())))
     bracket = mean - sd * jnp.sqrt((1 - p) / p), mean + sd * jnp.sqrt(p / (1 - p))
     start = (0, jnp.ones((), sd.dtype), jnp.ones_like(sd), *bracket, mean + sd * norm.ppf(p))
     return jax.lax.while_loop(lambda state: (state[0] < _MOST_STEPS) & (state[1] >= _CLOSE), step, start)[-1]
@@ -237,8 +254,8 @@ def _quantile(network, likelihood, drawn, noise, at, mean, sd, p) -> Array:
 @partial(jax.jit, static_argnames=("network", "likelihood"))
 def _log_density(network, likelihood, drawn, noise, at, values) -> Array:
     def add(total, one):
-        x_drawn, s = one
-        return jnp.logaddexp(total, _log_p(likelihood, values, _values(network, likelihood, x_drawn, at), s)), None
+        x, s = _values(network, likelihood, one[0], at), _noise_at(network, one[1], at)
+        return jnp.logaddexp(total, _log_p(likelihood, values, x, s)), None
 
     total, _ = jax.lax.scan(add, jnp.full_like(values, -jnp.inf), (drawn, noise))
-    return total - jnp.log(len(noise))
+    return total - jnp.log(len(next(iter(noise.values()))))

@@ -65,7 +65,9 @@ def _subspace(coords: np.ndarray, values: np.ndarray, shape: Sequence[int], mode
     """Leading eigenvectors of `Y_(mode) Y_(mode)'` without its diagonal, [n, rank]."""
     size = shape[mode]
     others = [k for k in range(len(shape)) if k != mode]
-    fibre = np.ravel_multi_index([coords[:, k] for k in others], [shape[k] for k in others])
+    fibre = np.zeros(len(values), int)  # a vector is one fibre
+    if others:
+        fibre = np.ravel_multi_index([coords[:, k] for k in others], [shape[k] for k in others])
     order = np.argsort(fibre)
     fibre = fibre[order]
     again = fibre[1:] == fibre[:-1]

@@ -113,7 +113,7 @@ def _summary(model: TensorCompletion, observed: tensors.Observed, held: dict[str
         "observed": len(observed.values),
         "format": model.format_,
         "rank": model.rank_,
-        "noise": None if np.isnan(model.noise_) else model.noise_,
+        "noise": None if np.isnan(model.noise_).any() else np.asarray(model.noise_).tolist(),
         "seconds": round(model.diagnostics_["seconds"], 2),
         "parameters": {
             name: list(value) if isinstance(value, tuple) else value

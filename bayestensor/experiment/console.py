@@ -165,7 +165,9 @@ def completion_table(summary: dict[str, Any]) -> Table:
     table.add_row("tensor", f"{' x '.join(map(str, summary['shape']))}, {summary['observed']:,} entries observed")
     table.add_row("rank", f"{shown} ({summary['format']})")
     if summary["noise"] is not None:
-        table.add_row("noise", f"{summary['noise']:.4g}")
+        noise = summary["noise"]
+        several = isinstance(noise, list)
+        table.add_row("noise", f"{min(noise):.4g} to {max(noise):.4g}" if several else f"{noise:.4g}")
     table.add_row("time", f"{summary['seconds']:.1f} s")
     held = summary.get("held_out")
     if held:

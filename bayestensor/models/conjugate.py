@@ -22,6 +22,7 @@ import numpy as np
 
 from bayestensor.models import side
 from bayestensor.models.augment import DISCRETE, augmented, dispersion
+from bayestensor.models.blocks import blocks, draw_blocks, is_blocked
 from bayestensor.models.compiled import AnyArray, asked_in_turn, quick_jit
 from bayestensor.models.conditionals import (
     HIGHEST_PRECISION,
@@ -33,6 +34,7 @@ from bayestensor.models.conditionals import (
 )
 from bayestensor.models.effects import Effects, spread_out, taken_off, update
 from bayestensor.models.effects import start as no_effects
+from bayestensor.models.noise import pick_shares, reweighted
 from bayestensor.models.rows import CORRELATIONS, chain_posterior, innovations, pick_correlations, row_posterior
 from bayestensor.models.side import Features, Side
 from bayestensor.models.state import Chance, How, State, Swept
@@ -62,6 +64,7 @@ class Conjugate:
         likelihood: one of `augment.LIKELIHOODS`; for 'bernoulli' and 'poisson' the noise precision is held at 1.
         effects: names of the additive ones (see `models.effects`).
         sides: (core, features) of cores whose rows follow features of their one mode (see `models.side`).
+        noise_by: mode whose indices have a noise scale of their own once draws are made (see `models.noise`).
     """
 
     network: Network
@@ -71,6 +74,7 @@ class Conjugate:
     likelihood: str = "gaussian"
     effects: tuple[str, ...] = ()
     sides: tuple[tuple[str, Features], ...] = ()
+    noise_by: str | None = None
 
     @property
     def discrete(self) -> bool:
@@ -83,13 +87,16 @@ class Conjugate:
         dtype: Any = jnp.result_type(*cores.values())
         shapes = self._shapes()
         covariances = {
-            n: np.broadcast_to(self.variance * np.eye(p, dtype=dtype), (q, p, p)) for n, (q, p) in shapes.items()
+            n: np.broadcast_to(self.variance * np.eye(p, dtype=dtype), (q, p, p))
+            for n, (q, p) in shapes.items()
+            if not is_blocked(self.network)
         }
         scales = {bond: np.ones(size, dtype) for bond, size in self.network.ranks.items()}
         correlations = {name: np.full(shapes[name][1], 0.5, dtype) for name in self.smooth}
         effects = no_effects(self.effects, self.network.size, constant, dtype)
         sides = {name: side.start(features, shapes[name][1], dtype) for name, features in self.sides}
-        return State(cores, covariances, scales, correlations, np.asarray(precision, dtype), effects, sides)
+        noises = {self.noise_by: np.ones(self.network.size[self.noise_by], dtype)} if self.noise_by else {}
+        return State(cores, covariances, scales, correlations, np.asarray(precision, dtype), effects, sides, noises)
 
     def keep(self, state: State, indices: Mapping[str, np.ndarray]) -> tuple[Conjugate, State]:
         """Model and state with only the given indices of each bond; sigma_core^2 stays what it was."""
@@ -157,7 +164,7 @@ class Conjugate:
         draw, _ = how
         keys = jax.random.split(jax.random.wrap_key_data(chance.bits), 3 + 3 * bool(self.sides))
         scale_key, hidden_key, effect_key, *side_keys = keys
-        effects, data = self._effects(hidden_key, effect_key, state, data, draw)
+        effects, noises, data = self._effects(hidden_key, effect_key, state, data, draw)
         swept = self._swept(chance.normal, state, data, how)
         correlations = state.correlations
         if self.smooth:
@@ -174,7 +181,7 @@ class Conjugate:
         scales = pick_scales(scale_key, self.network, self.prior, self.variance, state.scales, roots, draw)
         sides = self._maps(side_keys[1], swept.cores, scales, strengths, draw) if self.sides else {}
         precision = jnp.where(hold, state.precision, jnp.minimum(precision, HIGHEST_PRECISION))
-        new = State(swept.cores, swept.covariances, scales, correlations, precision, effects, sides)
+        new = State(swept.cores, swept.covariances, scales, correlations, precision, effects, sides, noises)
         return self._levelled(jax.random.fold_in(scale_key, len(scales)), new, draw) if len(scales) > 1 else new
 
     def _levelled(self, key, state: State, draw) -> State:
@@ -187,27 +194,42 @@ class Conjugate:
             scales=scales,
         )
 
-    def _effects(self, hidden_key, effect_key, state: State, data: Observations, draw) -> tuple[Effects, Observations]:
-        """Constant and offsets given the cores, and what they and the hidden variables leave for the network."""
-        effects, modes = state.effects, self.network.modes
-        if self.likelihood != "gaussian" or self.effects:
+    def _effects(
+        self, hidden_key, effect_key, state: State, data: Observations, draw
+    ) -> tuple[Effects, dict[str, AnyArray], Observations]:
+        """Constant and offsets given the cores, shares of noise, and what all but the network leave for it."""
+        effects, noises, modes = state.effects, state.noises, self.network.modes
+        if self.likelihood != "gaussian" or self.effects or self.noise_by:
             x, total = self.values(state, data)
+            for name, old in noises.items():
+                own, key = modes.index(name), jax.random.fold_in(hidden_key, 1)
+                share = jnp.where(draw > 0, pick_shares(key, data, own, x + total, state.precision), old)
+                noises, data = {name: share}, reweighted(data, share, own)
             data = augmented(self.likelihood, hidden_key, data, x + total, state.precision, draw)
         if self.effects:
             effects, total = update(effect_key, effects, data, modes, x, state.precision, draw)
             data = taken_off(data, effects, modes, total)
-        return effects, data
+        return effects, noises, data
 
     def _swept(self, normal, state: State, data: Observations, how: How) -> Swept:
         """Every core given the others, one after another."""
         network, features = self.network, dict(self.sides)
         cores, covariances, shapes = dict(state.cores), dict(state.covariances), self._shapes()
         ends = np.cumsum([q * p for q, p in shapes.values()])
-        seconds, pairs, precisions = {}, {}, {}
+        seconds: dict[str, Array] = {}
+        pairs: dict[str, Array] = {}
+        precisions: dict[str, Array] = {}
         for (name, (q, p)), piece in zip(shapes.items(), jnp.split(normal, ends[:-1]), strict=True):
-            gram, moment = normal_equations(network, cores, name, data, covariances or None)
             d = precisions[name] = prior_precision(network, name, state.scales, self.variance)
             pull = d[None] * side.mean(features[name], state.sides[name]) if name in features else 0.0
+            if len(blocks(network, name)) > 1:
+                system = state.precision, d, pull + jnp.zeros((q, p)), piece.reshape(q, p), state.correlations.get(name)
+                cores[name], residual = draw_blocks(network, cores, name, data, *system)
+                rows = to_rows(network, name, cores[name])
+                seconds[name] = rows**2
+                pairs |= {name: rows[1:] * rows[:-1]} if name in self.smooth else {}
+                continue
+            gram, moment = normal_equations(network, cores, name, data, covariances or None)
             scaled = state.precision * gram, state.precision * moment + pull, d, piece.reshape(q, p)
             if name in self.smooth:
                 rows, spread, lag = chain_posterior(*scaled, state.correlations[name], how.spreads)
@@ -219,7 +241,7 @@ class Conjugate:
             if covariances:
                 covariances[name] = spread = how.spreads * spread
                 seconds[name], second = seconds[name] + jnp.diagonal(spread, axis1=1, axis2=2), second + spread
-        residual = data.energy + (second * gram).sum() - 2 * (moment * rows).sum()
+            residual = data.energy + (second * gram).sum() - 2 * (moment * rows).sum()
         return Swept(cores, covariances, seconds, pairs, precisions, residual)
 
     def _shapes(self) -> dict[str, tuple[int, int]]:

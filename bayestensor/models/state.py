@@ -45,6 +45,7 @@ class State(NamedTuple):
     precision: AnyArray  # of the noise
     effects: Effects
     sides: dict[str, Side]  # of cores whose mode has features
+    noises: dict[str, AnyArray]  # lambda of the mode whose indices have a noise scale of their own (see `models.noise`)
 
 
 class Swept(NamedTuple):

@@ -85,7 +85,7 @@ def chains_of(row: str, draws: int):
     for seed in range(CHAINS):
         model = TensorCompletion(chains=1, num_draws=draws, random_state=seed)
         model.fit(given.coords[seen], given.values[seen], given.shape)
-        noise = model.draws_.stats["precision"][0] ** -0.5 * model.scale_
+        noise = model.draws_.stats["noise"][0] * model.scale_
         chains.append((model.sample(draws, given.coords[away]), model.sample(draws, given.coords[some]), noise))
     return chains, given.values[away], given.values[some]
 
