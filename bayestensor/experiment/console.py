@@ -196,4 +196,6 @@ def regression_table(summary: dict[str, Any]) -> Table:
         table.add_column(name.replace("_", " "), justify="right")
     for response, scores in summary["responses"].items():
         table.add_row(response, *(f"{scores[name]:.4g}" for name in figures))
+    if "log_score" in summary:
+        table.caption = f"log score of a number {summary['log_score']:.4g}"
     return table

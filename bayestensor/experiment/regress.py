@@ -64,7 +64,14 @@ def regress(path: Path, out: Path, seed: int | None, data_dir: Path | None, said
     except (ValueError, FloatingPointError) as error:
         raise DataError(f"{path}: {error}") from error
     scores = _class_scores(found) if "probabilities" in found else _number_scores(found, responses)
-    summary = {"data": task.data, "shape": list(x.shape), "responses": scores, "task": task.model_dump()}
+    summary: dict[str, Any] = {
+        "data": task.data,
+        "shape": list(x.shape),
+        "responses": scores,
+        "task": task.model_dump(),
+    }
+    if "log_score" in found:  # of all responses together, a number
+        summary["log_score"] = float(found["log_score"].mean())
     kept: dict[str, Any] = {name: value for name, value in found.items() if name != "inside"}
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -153,7 +160,6 @@ def _number_scores(found: dict[str, np.ndarray], responses: tuple[str, ...]) -> 
             "rmse": float(np.sqrt(np.mean((mean[at] - truth[at]) ** 2))),
             "coverage_90": float(inside.mean()),
             "width_90": float(np.mean(high[at] - low[at])),
-            "log_score": float(found["log_score"].mean()),
         }
     return scores
 
