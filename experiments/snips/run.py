@@ -36,7 +36,7 @@ SHARE = 0.35  # of the budget, at least, for the embedding
 EPOCHS, BATCH = 6, 128
 RATES = {"bilstm": 1e-2, "encoder": 5e-3}
 DENSE_RATES = {"bilstm": 2e-3, "encoder": 1e-3}
-TEMPERATURE = 0.03
+TEMPERATURE = 0.1
 ALPHA = 0.25  # of the words dropped
 KEYS = ("model", "format", "seed")
 
