@@ -20,6 +20,7 @@ from bayestensor.estimators.factors import align
 from bayestensor.estimators.inputs import read
 from bayestensor.experiment import complete as command
 from bayestensor.experiment import task
+from bayestensor.experiment.config import load_section
 from bayestensor.experiment.console import completion_table
 from bayestensor.tensor.formats import FORMATS
 
@@ -120,14 +121,16 @@ def test_bad_files_end_with_one_line(tmp_path, name, content, fragment):
 
 
 def test_a_config_has_every_parameter_of_the_estimator():
-    assert set(task.Estimator.model_fields) | {"side", "random_state"} == set(TensorCompletion().get_params())
+    assert set(task.Estimator.model_fields) | {"side", "random_state", "verbose"} == set(
+        TensorCompletion().get_params()
+    )
     wanted = {name: value for name, value in TensorCompletion().get_params().items() if name != "side"}
-    assert task.estimator(task.Completion(data="amino", seed=3)) == wanted | {"random_state": 3}
+    assert task.estimator(task.Completion(data="amino", seed=3)) == wanted | {"random_state": 3, "verbose": True}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configs_of_completions_hide_what_they_say(path):
-    config = task.load(path, seed=5)
+    config = load_section(task.Completion, path, seed=5)
     try:
         known = task.hide(config)
     except DataError:
