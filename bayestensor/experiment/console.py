@@ -167,7 +167,8 @@ def completion_table(summary: dict[str, Any]) -> Table:
     if summary["noise"] is not None:
         noise = summary["noise"]
         several = isinstance(noise, list)
-        table.add_row("noise", f"{min(noise):.4g} to {max(noise):.4g}" if several else f"{noise:.4g}")
+        law = "normal" if summary["noise_df"] is None else f"t, {summary['noise_df']:g} degrees of freedom"
+        table.add_row("noise", (f"{min(noise):.4g} to {max(noise):.4g}" if several else f"{noise:.4g}") + f" ({law})")
     table.add_row("time", f"{summary['seconds']:.1f} s")
     held = summary.get("held_out")
     if held:
@@ -183,4 +184,16 @@ def completion_table(summary: dict[str, Any]) -> Table:
     for name, value in summary["parameters"].items():
         if value is not None:
             table.add_row(name, str(value), style="dim")
+    return table
+
+
+def regression_table(summary: dict[str, Any]) -> Table:
+    """Scores of every response that `regress` found on data left out."""
+    table = Table(box=box.SIMPLE, padding=(0, 1))
+    figures = list(next(iter(summary["responses"].values())))
+    table.add_column("left out, fold by fold", style="bold")
+    for name in figures:
+        table.add_column(name.replace("_", " "), justify="right")
+    for response, scores in summary["responses"].items():
+        table.add_row(response, *(f"{scores[name]:.4g}" for name in figures))
     return table
