@@ -22,8 +22,10 @@ from bayestensor.estimators.starting import (
     settle,
     settled,
     work,
+    worth_a_chain,
 )
 from bayestensor.models.blocks import LARGEST, is_blocked
+from bayestensor.models.compiled import side_by_side
 from bayestensor.models.conjugate import Conjugate, refreshed, sweeps
 from bayestensor.models.effects import effect_names
 from bayestensor.models.state import GIBBS, MAP, VARIATIONAL, How, State
@@ -102,13 +104,15 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
         raise ValueError(f"max_rank gives a core's rows more than {LARGEST} unknowns: too many for 'variational'")
     how = MAP if blocked or plan.inference == "map" else VARIATIONAL
     model, states, ranks = _starts(model, data, given, values, plan, how, rng)
-    traces = []
-    for own, state in zip(rng.spawn(len(states)), states, strict=True):
+    each = -(-plan.num_draws // len(states))
+
+    def drawn(chain) -> State:
+        own, state = chain
         if plan.inference == "gibbs":
-            traces.append(_draws(model, state, data, given, plan, -(-plan.num_draws // len(states)), own))
-        else:
-            n = plan.num_draws if plan.inference == "variational" else 1
-            traces.append(_from_mean_field(state, n, own, model))
+            return _draws(model, state, data, given, plan, each, own)
+        return _from_mean_field(state, plan.num_draws if plan.inference == "variational" else 1, own, model)
+
+    traces = side_by_side(drawn, list(zip(rng.spawn(len(states)), states, strict=True)))
     trace = jax.tree.map(lambda *draws: np.stack(draws), *traces)
     cores = trace.cores
     if not all(np.isfinite(core).all() for core in cores.values()):
@@ -149,9 +153,16 @@ def _starts(
         chains = default_chains(model.network, given, plan) if chains == "auto" else chains
         states = best_starts(model, data, given, plan.warm_up, how, chains, rng)
         model, states = cut(model, states, given)
-        states = [settled(model, state, data, given, plan.warm_up, how, rng) for state in states]
-    for place, state in enumerate(states):  # chains share one shape
-        model, states[place] = grow(model, state, data, given, values, plan.warm_up, len(states) == 1, rng)
+
+    def ready(chain) -> tuple[Conjugate, State]:
+        own, state = chain
+        if not spectral:
+            state = settled(model, state, data, given, plan.warm_up, how, own)
+        return grow(model, state, data, given, values, plan.warm_up, len(states) == 1, own)
+
+    found = side_by_side(ready, list(zip(rng.spawn(len(states)), states, strict=True)))
+    model, states = found[0][0], [state for _, state in found]  # chains share one shape
+    states = worth_a_chain(model, states, len(values))
     if model.network.ranks != ranks[0]:
         ranks.append(dict(model.network.ranks))
     if spectral and chains != "auto":

@@ -94,35 +94,70 @@ def grow(
     widen: bool,
     rng: np.random.Generator,
 ) -> tuple[Conjugate, State]:
+<<<<<<< HEAD
     """Components born, one after another, as long as the residual has one that stands out and `score` falls.
 
     A newborn is a rank-one tensor, in every format one index more of each bond. It takes the place of dead ones, or, of
     CP where all live and `widen` allows it, is one more.
+=======
+    """Components of CP born as long as the residual has some that stand out and `score` falls.
+
+    Newborns take the places of dead ones, all of them at once; where all live and `widen` allows it, one is added.
+>>>>>>> main
     """
     if model.likelihood != "gaussian" or len(model.network.shape) == 1:
         return model, state  # a vector is of rank one
     count, how = len(values), VARIATIONAL if state.covariances else MAP
+<<<<<<< HEAD
     while (newborn := leading(model, state, given, values)) is not None:
         places = free_places(model, state, count)
         full = any(place == model.network.size[bond] for bond, place in places.items())
         if full and not (widen and is_joint(model.network)):
             break
         larger, trial = with_component(model, state, newborn, places)
+=======
+    while newborns := _newborns(model, state, given, values, widen):
+        larger, trial = model, state
+        for columns in newborns:
+            larger, trial = with_component(larger, trial, columns, count)
+>>>>>>> main
         trial = settle(larger, trial, data, sweeps_each, how, rng)
         if score(larger, trial, count) >= score(model, state, count):
             break
         model, state = larger, trial
+        if not widen:  # one of several chains: the next births would gain it less than its burning in does
+            break
     return model, state
 
 
+<<<<<<< HEAD
 def leading(model: Conjugate, state: State, given: Observed, values: np.ndarray) -> list[np.ndarray] | None:
     """Columns of the rank-one tensor nearest to what a fit leaves, at the observed entries; None if noise has one.
+=======
+def _newborns(
+    model: Conjugate, state: State, given: Observed, values: np.ndarray, widen: bool
+) -> list[list[np.ndarray]]:
+    """`leading` of what the fit leaves, of what that leaves, and so on, as many as there are places for."""
+    noise = float(seen_noise(model.network, state.precision, len(values)))
+    (norms,) = standing_out(model.network, state.cores, noise).values()
+    coords = _padded(given, model.network)
+    left, found = values - _fitted(model, state, coords), []
+    for _ in range(int((norms == 0).sum()) or int(widen)):
+        columns = leading(left, coords, model.network.shape, float(state.precision))
+        if columns is None:
+            break
+        found.append(columns)
+        left = left - _rank_one_at(columns, coords)
+    return found
+
+
+def leading(left: np.ndarray, coords: np.ndarray, shape: tuple[int, ...], precision: float) -> list[np.ndarray] | None:
+    """Columns of the rank-one tensor nearest to what a CP fit leaves, at the observed entries; None if noise has one.
+>>>>>>> main
 
     That is where it explains less than `(noise * sum of sqrt(n_k))^2`, as the best for a tensor of pure noise does
     (Tomioka and Suzuki, arXiv 1407.1870).
     """
-    coords, shape = _padded(given, model.network), model.network.shape
-    left = values - _fitted(model, state, coords)
     small = compressed(coords, left, shape, [3] * len(shape))
     columns = [basis @ vector for basis, vector in zip(small.bases, _rank_one(small.core), strict=True)]
     for _ in range(_STEPS):
@@ -131,11 +166,11 @@ def leading(model: Conjugate, state: State, given: Observed, values: np.ndarray)
             weight = np.bincount(coords[:, mode], others**2, minlength=size)
             moment = np.bincount(coords[:, mode], others * left, minlength=size)
             columns[mode] = moment / np.maximum(weight, 0.1 * weight.mean() + 1e-300)  # rows with next to no entry
-    fit = math.prod(c[coords[:, k]] for k, c in enumerate(columns))
-    gain = float((left**2).sum() - ((left - fit) ** 2).sum()) * float(state.precision)
+    gain = float((left**2).sum() - ((left - _rank_one_at(columns, coords)) ** 2).sum()) * precision
     return columns if gain > (_ABOVE * sum(map(math.sqrt, shape))) ** 2 else None
 
 
+<<<<<<< HEAD
 def free_places(model: Conjugate, state: State, count: int) -> dict[str, int]:
     """Bond -> index for a newborn: the least of the dead, or the bond's size where there is none.
 
@@ -143,6 +178,15 @@ def free_places(model: Conjugate, state: State, count: int) -> dict[str, int]:
     the same: there the least has to go where the rank is below the bond's size.
     """
     network = model.network
+=======
+def _rank_one_at(columns: list[np.ndarray], coords: np.ndarray) -> np.ndarray:
+    return math.prod(c[coords[:, k]] for k, c in enumerate(columns))
+
+
+def with_component(model: Conjugate, state: State, columns: list[np.ndarray], count: int) -> tuple[Conjugate, State]:
+    """Model and state with these columns in the place of the least of the dead components, or after the last."""
+    network, (bond,) = model.network, model.network.bonds
+>>>>>>> main
     noise = float(seen_noise(network, state.precision, count))
     norms = standing_out(network, state.cores, noise)
     live = {bond: int((norm > 0).sum()) for bond, norm in norms.items()}

@@ -9,6 +9,7 @@ import numpy as np
 
 from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.inputs import Observed
+from bayestensor.models.compiled import side_by_side
 from bayestensor.models.conjugate import Conjugate, refreshed, sweeps
 from bayestensor.models.effects import constant_start
 from bayestensor.models.state import Chance, How, State
@@ -24,6 +25,7 @@ PORTION = 10  # sweeps of one call
 _MOST_STARTS = 16
 _WORTH_STARTS = 1e10  # multiplications that the starts may take together, a second or three
 _NO_WORSE = 0.25  # share of the observations by which a chain's start may score worse than the best
+_STALLED = 1.25  # growth of the noise precision in a portion below which a start need go no further to be compared
 _SETTLED = 1.05  # growth of the noise precision in one call below which the warm-up has arrived
 _FLAT = 0.999  # and no fall below this: where the prior has its way with the last dead slices, noise rises by a hair
 _NEARLY_EXACT = 1e5  # noise precision, 50 dB, above which split components are looked for
@@ -38,29 +40,36 @@ def best_starts(
 ) -> list[State]:
     """Mean-field sweeps from random starts, as many as are cheap and no fewer than the chains: one state a chain.
 
-    They are those of the best `score`, and fewer than asked for where the others are much worse: noise a quarter
-    above the best's is the mark of a poor basin. The best alone where there is next to no noise, because then nothing
+    They are those of the best `score`, best first; the best alone where there is next to no noise, because then nothing
     is uncertain.
     """
     count = len(given.values)
     share = 0.0 if model.discrete else _WORTH_STARTS / (sweeps_each * work(model.network, given))  # no noise, no score
     first = _FIRST_DISCRETE if model.discrete else _FIRST_PRECISION
     constant = constant_start(model.likelihood, given.values)
-    found: list[tuple[float, State]] = []
-    for own in rng.spawn(max(chains, min(_MOST_STARTS, int(share)))):
+
+    def start(own) -> tuple[float, State]:
         state = _random_state(model, own, first, constant)
         for part, chance in enumerate(portions(model, data, own, sweeps_each)):
             hold = np.full(PORTION, model.discrete) | (np.arange(PORTION) < _HELD - part * PORTION)
             before = float(state.precision)
             state, _ = sweeps(model, chance, state, refreshed(model, state, data), how, hold)
-            if part > 1 and not model.discrete and _arrived(before, state):
+            if part > 1 and not model.discrete and _arrived(before, state, _STALLED):
                 break
-        found.append((0.0 if model.discrete else score(model, state, count), state))
+        return 0.0 if model.discrete else score(model, state, count), state
+
+    found = side_by_side(start, rng.spawn(max(chains, min(_MOST_STARTS, int(share)))))
     found.sort(key=lambda one: one[0])
-    best, state = found[0]
-    if float(state.precision) > _NEARLY_EXACT:
-        return [state]
-    return [state for reached, state in found[:chains] if reached <= best + _NO_WORSE * count]
+    nearly_exact = float(found[0][1].precision) > _NEARLY_EXACT
+    return [state for _, state in found[: 1 if nearly_exact else chains]]
+
+
+def worth_a_chain(model: Conjugate, states: list[State], count: int) -> list[State]:
+    """Without the settled states that score much worse than the best: noise a quarter above is a poor basin's mark."""
+    if model.discrete:
+        return states
+    scores = [score(model, state, count) for state in states]
+    return [s for s, reached in zip(states, scores, strict=True) if reached <= min(scores) + _NO_WORSE * count]
 
 
 def _random_state(model: Conjugate, rng: np.random.Generator, precision: float, constant: float) -> State:
@@ -148,9 +157,9 @@ def settle(
     return state
 
 
-def _arrived(before: float, state: State) -> bool:
+def _arrived(before: float, state: State, growth: float = _SETTLED) -> bool:
     """Whether the noise precision has hardly moved in a portion."""
-    return _FLAT * before <= float(state.precision) < _SETTLED * before
+    return _FLAT * before <= float(state.precision) < growth * before
 
 
 def score(model: Conjugate, state: State, count: int) -> float:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import combinations
 from operator import mul
 from typing import Any, TypeAlias
 
@@ -236,21 +237,45 @@ def _tables(network, cores, others, covariances) -> tuple[dict[str, Array], dict
 def _summed(array: Array, modes: tuple[str, ...], tables: Mapping[str, Array]) -> Float[Array, "q columns"]:
     """`sum over all modes but one of array * product of tables`, each [size, columns] under its mode.
 
-    The longest table first, and in this order of axes: two modes with the same longest neighbour then share that
-    product, which is nearly all of the work, where they come one after the other: the second and third of three modes
-    whose first is the largest.
+    One matrix product with the tables of some modes, of which nothing larger than need be comes out, then the other
+    modes one after another.
     """
-    longest = max(tables, key=lambda leg: len(tables[leg]))
-    legs = [leg for leg in modes if leg != longest]
-    product = jnp.moveaxis(array, modes.index(longest), -1)
-    sums = (product.reshape(-1, product.shape[-1]) @ tables[longest]).reshape(*product.shape[:-1], -1)
-    for leg, table in tables.items():
-        if leg != longest:
-            axis = legs.index(leg)
-            legs.remove(leg)
-            shape = *[1] * axis, -1, *[1] * (len(legs) - axis), table.shape[1]
-            sums = (sums * table.reshape(shape)).sum(axis)
+    first = _first_modes(array.shape, modes, tables)
+    legs = [leg for leg in modes if leg not in first]
+    table = reduce(lambda a, b: (a[:, None] * b[None]).reshape(-1, a.shape[1]), [tables[leg] for leg in first])
+    product = array.transpose([modes.index(leg) for leg in (*legs, *first)])
+    sums = (product.reshape(-1, len(table)) @ table).reshape(*(array.shape[modes.index(leg)] for leg in legs), -1)
+    for leg in [leg for leg in legs if leg in tables]:
+        axis = legs.index(leg)
+        legs.remove(leg)
+        sums = _weighted_sum(sums, tables[leg], axis)
     return sums
+
+
+def _first_modes(sizes: Sequence[int], modes: tuple[str, ...], tables: Mapping[str, Array]) -> tuple[str, ...]:
+    """Which tables to multiply and sum over at once: their product and what it leaves together the smallest.
+
+    Of several such the fewest and longest: two modes with the same longest neighbour then share that product where
+    they come one after the other (the second and third of three modes whose first is the largest).
+    """
+    length, whole = {leg: len(table) for leg, table in tables.items()}, math.prod(sizes)
+    found = [some for n in range(1, len(length) + 1) for some in combinations([m for m in modes if m in length], n)]
+
+    def cost(some: tuple[str, ...]) -> tuple[float, int, int]:
+        size = math.prod(length[leg] for leg in some)
+        return size + whole / size, len(some), -size
+
+    return min(found, key=cost)
+
+
+def _weighted_sum(array: Array, table: Array, axis: int) -> Array:
+    """`sum over k of table[k] * array[..., k, ..., :]`, k at an axis."""
+    if axis:
+        shape = *[1] * axis, -1, *[1] * (array.ndim - axis - 2), table.shape[1]
+        return (array * table.reshape(shape)).sum(axis)
+    # XLA adds up a first axis with strides of all the others, several times as slowly as in this loop
+    start, table = jnp.zeros(array.shape[1:], array.dtype), table.reshape(-1, *[1] * (array.ndim - 2), table.shape[1])
+    return jax.lax.fori_loop(0, len(array), lambda k, total: total + array[k] * table[k], start)
 
 
 def _symmetric(half: Float[Array, "q pairs"], p: int) -> Float[Array, "q p p"]:
