@@ -12,7 +12,7 @@ import pytest
 from bayestensor.estimators import TensorCompletion, growing
 from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.fitting import default_sweeps
-from bayestensor.estimators.growing import _newborns, grow, with_component
+from bayestensor.estimators.growing import _newborns, free_places, grow, with_component
 from bayestensor.estimators.inputs import Observed, read
 from bayestensor.estimators.networks import default_network
 from bayestensor.estimators.spectral import compressed
@@ -69,7 +69,7 @@ def test_a_component_that_the_start_lacks_is_born(rank):
 def test_no_component_is_born_of_noise():
     # the root of what the best rank-one fit to noise explains is 0.7 to 0.95 of its bound, and 1.1 of that is asked for
     model, state, _, given, values = known_factors(3, [0, 1, 2])
-    assert _newborns(model, state, given, values, True) == []
+    assert _newborns(model, state, given, values, free_places(model, state, len(values), True)) == []
 
 
 @pytest.mark.parametrize("format", ["tucker", "tensor_train"])

@@ -94,33 +94,18 @@ def grow(
     widen: bool,
     rng: np.random.Generator,
 ) -> tuple[Conjugate, State]:
-<<<<<<< HEAD
-    """Components born, one after another, as long as the residual has one that stands out and `score` falls.
+    """Components born as long as the residual has some that stand out and `score` falls.
 
-    A newborn is a rank-one tensor, in every format one index more of each bond. It takes the place of dead ones, or, of
-    CP where all live and `widen` allows it, is one more.
-=======
-    """Components of CP born as long as the residual has some that stand out and `score` falls.
-
-    Newborns take the places of dead ones, all of them at once; where all live and `widen` allows it, one is added.
->>>>>>> main
+    A newborn is a rank-one tensor, in every format one index of each bond. Newborns take the places of dead ones, all
+    of them at once; of CP where all live and `widen` allows it, one is added.
     """
     if model.likelihood != "gaussian" or len(model.network.shape) == 1:
         return model, state  # a vector is of rank one
     count, how = len(values), VARIATIONAL if state.covariances else MAP
-<<<<<<< HEAD
-    while (newborn := leading(model, state, given, values)) is not None:
-        places = free_places(model, state, count)
-        full = any(place == model.network.size[bond] for bond, place in places.items())
-        if full and not (widen and is_joint(model.network)):
-            break
-        larger, trial = with_component(model, state, newborn, places)
-=======
-    while newborns := _newborns(model, state, given, values, widen):
+    while newborns := _newborns(model, state, given, values, places := free_places(model, state, count, widen)):
         larger, trial = model, state
-        for columns in newborns:
-            larger, trial = with_component(larger, trial, columns, count)
->>>>>>> main
+        for columns, place in zip(newborns, places, strict=False):
+            larger, trial = with_component(larger, trial, columns, place)
         trial = settle(larger, trial, data, sweeps_each, how, rng)
         if score(larger, trial, count) >= score(model, state, count):
             break
@@ -130,19 +115,15 @@ def grow(
     return model, state
 
 
-<<<<<<< HEAD
-def leading(model: Conjugate, state: State, given: Observed, values: np.ndarray) -> list[np.ndarray] | None:
-    """Columns of the rank-one tensor nearest to what a fit leaves, at the observed entries; None if noise has one.
-=======
 def _newborns(
-    model: Conjugate, state: State, given: Observed, values: np.ndarray, widen: bool
+    model: Conjugate, state: State, given: Observed, values: np.ndarray, places: Sequence[Mapping[str, int]]
 ) -> list[list[np.ndarray]]:
     """`leading` of what the fit leaves, of what that leaves, and so on, as many as there are places for."""
-    noise = float(seen_noise(model.network, state.precision, len(values)))
-    (norms,) = standing_out(model.network, state.cores, noise).values()
+    if not places:
+        return []
     coords = _padded(given, model.network)
     left, found = values - _fitted(model, state, coords), []
-    for _ in range(int((norms == 0).sum()) or int(widen)):
+    for _ in places:
         columns = leading(left, coords, model.network.shape, float(state.precision))
         if columns is None:
             break
@@ -152,8 +133,7 @@ def _newborns(
 
 
 def leading(left: np.ndarray, coords: np.ndarray, shape: tuple[int, ...], precision: float) -> list[np.ndarray] | None:
-    """Columns of the rank-one tensor nearest to what a CP fit leaves, at the observed entries; None if noise has one.
->>>>>>> main
+    """Columns of the rank-one tensor nearest to what a fit leaves, at the observed entries; None if noise has one.
 
     That is where it explains less than `(noise * sum of sqrt(n_k))^2`, as the best for a tensor of pure noise does
     (Tomioka and Suzuki, arXiv 1407.1870).
@@ -170,29 +150,27 @@ def leading(left: np.ndarray, coords: np.ndarray, shape: tuple[int, ...], precis
     return columns if gain > (_ABOVE * sum(map(math.sqrt, shape))) ** 2 else None
 
 
-<<<<<<< HEAD
-def free_places(model: Conjugate, state: State, count: int) -> dict[str, int]:
-    """Bond -> index for a newborn: the least of the dead, or the bond's size where there is none.
-
-    Of CP dead is what does not stand out. Slices of other formats may lie in the span of live ones and have a norm all
-    the same: there the least has to go where the rank is below the bond's size.
-    """
-    network = model.network
-=======
 def _rank_one_at(columns: list[np.ndarray], coords: np.ndarray) -> np.ndarray:
     return math.prod(c[coords[:, k]] for k, c in enumerate(columns))
 
 
-def with_component(model: Conjugate, state: State, columns: list[np.ndarray], count: int) -> tuple[Conjugate, State]:
-    """Model and state with these columns in the place of the least of the dead components, or after the last."""
-    network, (bond,) = model.network, model.network.bonds
->>>>>>> main
+def free_places(model: Conjugate, state: State, count: int, widen: bool) -> list[dict[str, int]]:
+    """For each newborn there is room for, bond -> index: the least of the dead, or of CP after the last with `widen`.
+
+    Of CP dead is what does not stand out. Slices of other formats may lie in the span of live ones and have a norm all
+    the same: there the least have to go where the rank is below the bond's size.
+    """
+    network = model.network
     noise = float(seen_noise(network, state.precision, count))
     norms = standing_out(network, state.cores, noise)
     live = {bond: int((norm > 0).sum()) for bond, norm in norms.items()}
     if not is_joint(network):
         live = ranks(network, {name: np.asarray(core) for name, core in state.cores.items()}, noise)
-    return {bond: int(np.argmin(norm)) if live[bond] < len(norm) else len(norm) for bond, norm in norms.items()}
+    room = min(len(norm) - live[bond] for bond, norm in norms.items())
+    if room == 0 and widen and is_joint(network):
+        return [{bond: len(norm) for bond, norm in norms.items()}]
+    least = {bond: np.argsort(norm, kind="stable") for bond, norm in norms.items()}
+    return [{bond: int(order[k]) for bond, order in least.items()} for k in range(room)]
 
 
 def with_component(
