@@ -156,8 +156,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
     parser.add_argument("--engines", nargs="*", default=ENGINES)
     parser.add_argument("--start", default="map", choices=["map", "prior"], help="of the engines by gradients")
+    parser.add_argument("--budget", type=int, default=1, help="times the steps of the engines by gradients")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("engines.jsonl"))
     options = parser.parse_args()
+    STEPS.update({name: STEPS[name] * options.budget for name in ("burn_in", "sghmc", "svgd")})
     for row in options.rows:
         for seed in options.seeds:
             truth, holed, hidden = problem(row, seed)
@@ -171,6 +173,7 @@ def main() -> None:
                 found |= {"coverage_90": coverage(low[hidden], high[hidden], truth[hidden])}
                 found |= {"width_90": width(low[hidden], high[hidden]), "cpu_seconds": time.process_time() - began}
                 label = name if options.start == "map" or name not in ("sghmc", "svgd") else f"{name}, prior draws"
+                label += f", {options.budget} times the steps" * (options.budget > 1 and name in ("sghmc", "svgd"))
                 found = {"data": row, "engine": label, "seed": seed} | {k: round(v, 4) for k, v in found.items()}
                 print(json.dumps(found | {"rank": rank}), flush=True)
                 with options.out.open("a") as lines:
