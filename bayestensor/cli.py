@@ -217,7 +217,7 @@ def complete(
         else:
             by = int(conformal_by) if conformal_by.isdigit() else conformal_by
             options |= {"max_rank": max_rank or "auto", "num_draws": draws or "auto", "random_state": seed or 0}
-            options |= {"effects": modes(effects), "conformal_by": by}
+            options |= {"effects": modes(effects), "conformal_by": by, "verbose": True}
             _, summary = fill(tensor, out, options, hold_out, click.echo)
         Console().print(completion_table(summary))
         click.echo(f"completed: {out}")

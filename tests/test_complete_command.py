@@ -120,9 +120,11 @@ def test_bad_files_end_with_one_line(tmp_path, name, content, fragment):
 
 
 def test_a_config_has_every_parameter_of_the_estimator():
-    assert set(task.Estimator.model_fields) | {"side", "random_state"} == set(TensorCompletion().get_params())
+    assert set(task.Estimator.model_fields) | {"side", "random_state", "verbose"} == set(
+        TensorCompletion().get_params()
+    )
     wanted = {name: value for name, value in TensorCompletion().get_params().items() if name != "side"}
-    assert task.estimator(task.Completion(data="amino", seed=3)) == wanted | {"random_state": 3}
+    assert task.estimator(task.Completion(data="amino", seed=3)) == wanted | {"random_state": 3, "verbose": True}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -65,6 +65,7 @@ class TensorCompletion(BaseEstimator):
             cheap.
         warm_up: mean-field sweeps that find the basin and the rank.
         random_state: a seed or a `numpy.random.RandomState`.
+        verbose: whether to show how far a fit has come, and the time left.
 
     Attributes:
         rank_: the most frequent rank, an int for one bond, else bond -> int. A rank counts the indices whose part of
@@ -99,6 +100,7 @@ class TensorCompletion(BaseEstimator):
         chains: Any = "auto",
         warm_up: int = 60,
         random_state: Any = None,
+        verbose: bool = False,
     ):
         self.format = format
         self.max_rank = max_rank
@@ -116,6 +118,7 @@ class TensorCompletion(BaseEstimator):
         self.chains = chains
         self.warm_up = warm_up
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(
         self, X: Any, y: Any = None, shape: Sequence[int] | None = None, sample_weight: Any = None
@@ -155,11 +158,17 @@ class TensorCompletion(BaseEstimator):
         draws, burn_in = default_sweeps(given)
         draws = draws if self.num_draws == "auto" else self.num_draws
         burn_in = burn_in if self.burn_in == "auto" else self.burn_in
-        sizes = draws, burn_in, self.warm_up, self.chains
-        prior = named_prior(self.prior)
-        early = self.burn_in == "auto"
+        as_they_are = {
+            name: getattr(self, name)
+            for name in ("smooth", "inference", "warm_up", "chains", "likelihood", "effects", "side", "noise_by")
+        }
         plan = Plan(
-            prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects, self.side, self.noise_by, early
+            prior=named_prior(self.prior),
+            num_draws=draws,
+            burn_in=burn_in,
+            early=self.burn_in == "auto",
+            verbose=self.verbose,
+            **as_they_are,
         )
         with closed_form():
             fit = closed_form_fit(network, given, given.values / self.scale_, plan, np.random.default_rng(seed))

@@ -159,7 +159,7 @@ def _summary(model: TensorCompletion, observed: tensors.Observed, held: dict[str
         "parameters": {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in model.get_params().items()
-            if isinstance(value, (str, int, float, tuple, type(None)))
+            if isinstance(value, (str, int, float, tuple, type(None))) and name != "verbose"
         },
     }
     if held is not None:

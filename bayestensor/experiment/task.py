@@ -106,4 +106,4 @@ def hide(task: Completion, data_dir: str | Path | None = None) -> Known:
 
 def estimator(task: Completion) -> dict[str, Any]:
     """Its parameters, the seed among them."""
-    return task.estimator.model_dump() | {"random_state": task.seed}
+    return task.estimator.model_dump() | {"random_state": task.seed, "verbose": True}
