@@ -1,4 +1,4 @@
-"""The command line: run, resume, check, report, export, predict, complete. Heavy imports wait for their command."""
+"""The command line. Heavy imports wait for their command."""
 
 from __future__ import annotations
 
@@ -221,6 +221,25 @@ def complete(
             _, summary = fill(tensor, out, options, hold_out, click.echo)
         Console().print(completion_table(summary))
         click.echo(f"completed: {out}")
+
+
+@main.command()
+@_config
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@click.option("--seed", type=int, help="[default: what the config says]")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data lie.")
+def regress(config: Path, out: Path, seed: int | None, data_dir: Path | None) -> None:
+    """Cross-validate a regressor or classifier of tensor covariates by CONFIG: scores, predictions, calibration."""
+    with _one_line_errors():
+        from rich.console import Console
+
+        from bayestensor.experiment.console import regression_table
+        from bayestensor.experiment.regress import regress as cross_validate
+
+        _keep_compiled()
+        summary = cross_validate(config, out, seed, data_dir, click.echo)
+        Console().print(regression_table(summary))
+        click.echo(f"predicted: {out}")
 
 
 def _config_says_it(context: click.Context) -> None:

@@ -13,6 +13,7 @@ from bayestensor.errors import DataError
 from bayestensor.estimators import TensorCompletion
 from bayestensor.estimators import inputs as tensors
 from bayestensor.experiment import task as tasks
+from bayestensor.experiment.config import load_section
 from bayestensor.files import vacant, write_atomically, writing
 
 LEVEL = 0.9
@@ -84,9 +85,9 @@ def complete_known(path: Path, out: Path, seed: int | None, data_dir: Path | Non
     `completed.npz` has the whole tensor, or where that is too large the hidden entries, with their coordinates.
 
     Raises:
-        ConfigError, DataError, RunError: as `task.load`, `task.hide` and `complete`.
+        ConfigError, DataError, RunError: as `config.load_section`, `task.hide` and `complete`.
     """
-    task = tasks.load(path, seed)
+    task = load_section(tasks.Completion, path, seed)
     known = tasks.hide(task, data_dir)
     vacant(out)
     try:

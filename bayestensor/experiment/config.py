@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -15,6 +15,8 @@ from bayestensor.experiment import messages, registry, yaml_io
 from bayestensor.experiment.check import problems
 from bayestensor.experiment.engines import switched
 from bayestensor.experiment.sections import Count, Positive, Section, Share, one_of
+
+S = TypeVar("S", bound=Section)
 
 
 class Train(Section):
@@ -95,6 +97,22 @@ def build(raw: Mapping[str, Any], source: str = "config") -> Config:
     if found:
         raise ConfigError(messages.listed(found, source))
     return config
+
+
+def load_section(kind: type[S], path: Path, seed: int | None = None) -> S:
+    """A config that is one section, of an estimator's command; `seed` takes the place of its own.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    raw = yaml_io.parse(read_text(path), str(path))
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping with keys {', '.join(kind.model_fields)}")
+    raw = raw if seed is None else raw | {"seed": seed}
+    try:
+        return kind.model_validate(_frozen(raw))
+    except ValidationError as error:
+        raise ConfigError(messages.explain(error, kind, raw, str(path))) from None
 
 
 def dump(config: Config) -> str:

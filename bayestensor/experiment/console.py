@@ -185,3 +185,17 @@ def completion_table(summary: dict[str, Any]) -> Table:
         if value is not None:
             table.add_row(name, str(value), style="dim")
     return table
+
+
+def regression_table(summary: dict[str, Any]) -> Table:
+    """Scores of every response that `regress` found on data left out."""
+    table = Table(box=box.SIMPLE, padding=(0, 1))
+    figures = list(next(iter(summary["responses"].values())))
+    table.add_column("left out, fold by fold", style="bold")
+    for name in figures:
+        table.add_column(name.replace("_", " "), justify="right")
+    for response, scores in summary["responses"].items():
+        table.add_row(response, *(f"{scores[name]:.4g}" for name in figures))
+    if "log_score" in summary:
+        table.caption = f"log score of a number {summary['log_score']:.4g}"
+    return table

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from bayestensor.data.tensors import TENSORS, load_ratings, load_tensor
 from bayestensor.errors import ConfigError
-from bayestensor.experiment import messages, yaml_io
-from bayestensor.experiment.config import _frozen, read_text
 from bayestensor.experiment.sections import Count, Section, Share
 
 Mode = Annotated[int, Field(ge=0)]
@@ -57,22 +55,6 @@ class Known(NamedTuple):
     given: tuple[Any, ...]  # arguments of `TensorCompletion.fit`
     coords: np.ndarray  # of the hidden entries
     truth: np.ndarray
-
-
-def load(path: Path, seed: int | None = None) -> Completion:
-    """Read a config; `seed` takes the place of its own.
-
-    Raises:
-        ConfigError: one line that names the key, what was given and what is allowed.
-    """
-    raw = yaml_io.parse(read_text(path), str(path))
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping with keys {', '.join(Completion.model_fields)}")
-    raw = raw if seed is None else raw | {"seed": seed}
-    try:
-        return Completion.model_validate(_frozen(raw))
-    except ValidationError as error:
-        raise ConfigError(messages.explain(error, Completion, raw, str(path))) from None
 
 
 def hide(task: Completion, data_dir: str | Path | None = None) -> Known:
