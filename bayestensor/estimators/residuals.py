@@ -89,7 +89,7 @@ def fitted_degrees(fit: Any, given: Observed, values: np.ndarray, noise_by: int 
         values: theirs, in the fit's units, (n,).
         noise_by: the mode whose indices have a noise of their own, or None.
     """
-    some = np.random.default_rng(0).permutation(len(values))[:_MOST_ENTRIES]
+    some = np.random.default_rng(0).choice(len(values), min(len(values), _MOST_ENTRIES), replace=False)
     at = np.pad(given.coords[some], ((0, 0), (0, len(fit.network.modes) - len(given.shape))))
     own = (
         [{n: row[k] for n, row in drawn.items()} for drawn in (fit.cores, fit.effects)] for k in range(len(fit.noise))
