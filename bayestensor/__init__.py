@@ -57,6 +57,7 @@ _WHERE = {
     "ranks.select": ("energy_share", "norm_lost", "rank_of", "raw_scale"),
     "compression.compress": ("compress",),
     "compression.tensorize": ("tensorize",),
+    "compression.weights": ("load_weights",),
     "fit": ("Fit", "fit_map"),
     "experiment.saved": ("load_run",),
     "estimators": ("TensorClassifier", "TensorCompletion", "TensorRegressor"),

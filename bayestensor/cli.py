@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from bayestensor import __version__
-from bayestensor.errors import BayestensorError
+from bayestensor.errors import BayestensorError, ConfigError
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -179,19 +180,25 @@ def predict(run_dir: Path, inputs: Path, out: Path | None) -> None:
 @click.option("--max-rank", type=int, help="Largest rank.  [default: from shape and number of observations]")
 @click.option("--draws", type=int, help="Posterior draws [default: 100, fewer of a list above a million entries].")
 @click.option("--hold-out", default=0.1, show_default=True, help="Share of entries a first fit is tested on; 0: none.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=int, help="[default: 0, or what a config says]")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where a config's data lie.")
+@click.pass_context
 def complete(
+    context: click.Context,
     tensor: Path,
     out: Path,
     max_rank: int | None,
     draws: int | None,
     hold_out: float,
-    seed: int,
+    seed: int | None,
+    data_dir: Path | None,
     effects: str,
     conformal_by: str,
     **options: Any,
 ) -> None:
     """Fill the holes of the tensor in IN (.npy, .npz, .nc, or a .csv or .parquet long table), with intervals.
+
+    IN may also be a config (.yaml): a known tensor, what to hide of it, and the estimator's parameters.
 
     OUT gets the completed tensor (mean, sd, ends of the 90 % interval) in the kind of file that IN is, summary.json and
     figures.
@@ -200,16 +207,28 @@ def complete(
         from rich.console import Console
 
         from bayestensor.experiment.complete import complete as fill
-        from bayestensor.experiment.complete import modes
+        from bayestensor.experiment.complete import complete_known, modes
         from bayestensor.experiment.console import completion_table
 
         _keep_compiled()
-        by = int(conformal_by) if conformal_by.isdigit() else conformal_by
-        options |= {"max_rank": max_rank or "auto", "num_draws": draws or "auto", "random_state": seed}
-        options |= {"effects": modes(effects), "conformal_by": by}
-        _, summary = fill(tensor, out, options, hold_out, click.echo)
+        if tensor.suffix in (".yaml", ".yml"):
+            _config_says_it(context)
+            _, summary = complete_known(tensor, out, seed, data_dir, click.echo)
+        else:
+            by = int(conformal_by) if conformal_by.isdigit() else conformal_by
+            options |= {"max_rank": max_rank or "auto", "num_draws": draws or "auto", "random_state": seed or 0}
+            options |= {"effects": modes(effects), "conformal_by": by, "verbose": True}
+            _, summary = fill(tensor, out, options, hold_out, click.echo)
         Console().print(completion_table(summary))
         click.echo(f"completed: {out}")
+
+
+def _config_says_it(context: click.Context) -> None:
+    """Refuse options that are a config's own keys."""
+    given = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    for name in given:
+        if name not in ("tensor", "out", "seed", "data_dir"):
+            raise ConfigError(f"--{name.replace('_', '-')} does not go with a config; write it there")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from flax import nnx
 
 from bayestensor.inference.base import map_positions, not_finite_arrays
 from bayestensor.inference.map import map_estimate, shrinkage_schedule
-from bayestensor.inference.train import Trainer, in_pieces
+from bayestensor.inference.train import Prepare, Trainer, in_pieces
 from bayestensor.models.convnet import Reference, calibrated, uncalibrated
 from bayestensor.models.likelihoods import Categorical, Likelihood
 from bayestensor.models.neural import NeuralModel
@@ -85,6 +85,7 @@ def fit_map(
     max_params: int | None = None,
     scale_floor: float = 1e-8,
     seed: int = 0,
+    prepare: Prepare | None = None,
     callback: Callable[[dict[str, float]], None] | None = None,
 ) -> Fit:
     """Fit weights and scales of a model together, `loss = mean negative log likelihood - (temperature / N) log prior`.
@@ -103,6 +104,7 @@ def fit_map(
         max_params: most parameters after the last cut, weights outside the networks included; slices of least norm go.
         scale_floor: smallest v.
         seed: of the order of the data.
+        prepare: (key, inputs of a batch) -> what the model sees of them in this step: augmentation, words dropped.
         callback: told of each epoch.
 
     Raises:
@@ -128,7 +130,7 @@ def fit_map(
         temperature=shrinkage_schedule(temperature, steps, warmup_epochs, ramp_epochs),
         after_step=lambda position: neural.clip_scales(position, scale_floor),
     )
-    trainer = Trainer(engine, x, y, batch_size, lambda key, raw: raw, jax.random.key(seed))
+    trainer = Trainer(engine, x, y, batch_size, prepare or (lambda key, raw: raw), jax.random.key(seed))
     carry, history = trainer.start(lambda _: neural.started(neural.initial_position()), jax.random.key(seed)), []
     for epoch in range(epochs):
         carry = trainer.advance(carry, epoch, 0, steps)

@@ -12,10 +12,8 @@ from scipy.special import expit
 from bayestensor.estimators import TensorClassifier
 from bayestensor.models.augment import TERMS, polya_gamma, polya_gamma_of
 from bayestensor.models.coefficient import Coefficient, CoefficientState
-from bayestensor.models.logistic import RATIOS, Labelled, LogisticState, number_count, stick_probabilities, sweep
-from bayestensor.models.numbers import Numbers
+from bayestensor.models.logistic import RATIOS, Labelled, LogisticState, stick_probabilities, sweep, sweep_numbers
 from bayestensor.priors import InverseGamma
-from bayestensor.priors.log_gamma import draw_log_gamma
 from bayestensor.tensor.formats import cp
 
 FAST = {"num_draws": 100, "burn_in": 50, "smooth": (), "random_state": 0}
@@ -29,16 +27,13 @@ def test_polya_gamma_draws_have_their_laplace_transform(b):
     """
     c = np.array([0.0, 1e-4, 0.7, 3.0, 12.0])
 
-    def drawn(key, c, draw):
-        if b == 1:
-            return polya_gamma(key, c, draw)
-        power = jnp.full_like(c, b)
-        terms = jnp.exp(draw_log_gamma(key, jnp.broadcast_to(power, (TERMS, *c.shape))))
-        return polya_gamma_of(terms, power, c, draw)
+    def drawn(key, terms, c, draw):
+        return polya_gamma(key, c, draw) if b == 1 else polya_gamma_of(terms, jnp.full_like(c, b), c, draw)
 
     with jax.enable_x64(True):
-        both = jax.jit(lambda key, c: (drawn(key, c, 1.0), drawn(jax.random.clone(key), c, 0.0)))
-        draws, mean = map(np.asarray, both(jax.random.key(0), jnp.broadcast_to(jnp.asarray(c), (40_000, 5))))
+        both = jax.jit(lambda key, *now: (drawn(key, *now, 1.0), drawn(jax.random.clone(key), *now, 0.0)))
+        terms = np.random.default_rng(0).standard_gamma(b, (TERMS, 40_000, 5))
+        draws, mean = map(np.asarray, both(jax.random.key(0), terms, np.broadcast_to(c, (40_000, 5))))
     assert (draws > 0).all()
     for t in (0.5, 5.0, 50.0):
         terms = np.exp(-t * draws)
@@ -97,20 +92,20 @@ def test_the_sampler_has_the_posterior_of_a_small_case(weight):
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
         patch.setattr("bayestensor.models.logistic.RATIOS", ratios)
         kappa = weight * np.where(label, 0.5, -0.5)
-        data = Labelled(*map(jnp.asarray, (x, kappa, basis)), {}, weighted=weight != 1)
+        data = Labelled(*map(jnp.asarray, (x, kappa, basis)), {})
         one = jnp.ones((1, 1))
         start = CoefficientState({"factor0": one}, {"rank": jnp.ones(1)}, {})
         state = LogisticState(start, jnp.zeros(1), jnp.zeros((1, 1)), jnp.ones(1))
 
         @jax.jit
-        def run(state, data, keys):
-            def step(state, key):
-                state = sweep(model, Numbers.drawn(key, number_count(model, data), x.dtype), state, data, 1.0)
+        def run(state, data, numbers):
+            def step(state, now):
+                state = sweep(model, now, state, data, 1.0)
                 return state, (state.coefficient.cores["factor0"][0, 0], state.bias[0])
 
-            return jax.lax.scan(step, state, keys)[1]
+            return jax.lax.scan(step, state, numbers)[1]
 
-        w, b = map(np.asarray, run(state, data, jax.random.split(jax.random.key(2), 8000)))
+        w, b = map(np.asarray, run(state, data, sweep_numbers(model, np.random.default_rng(2), 8000, data)))
     assert len(RATIOS) > 3
     found = np.array([w.mean(), w.std(), b.mean(), b.std()])
     right, wrong = exact(weight), exact(2 * weight)

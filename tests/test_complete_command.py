@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,15 @@ from rich.console import Console
 from bayestensor import cli
 from bayestensor.data.tensors import TENSORS, load_tensor
 from bayestensor.errors import DataError
+from bayestensor.estimators import TensorCompletion
 from bayestensor.estimators.factors import align
+from bayestensor.estimators.inputs import read
 from bayestensor.experiment import complete as command
+from bayestensor.experiment import task
 from bayestensor.experiment.console import completion_table
 from bayestensor.tensor.formats import FORMATS
 
+CONFIGS = Path(__file__).parent.parent / "configs" / "completion"
 OPTIONS = {"num_draws": 10, "burn_in": 5, "warm_up": 20, "max_rank": 3, "smooth": (), "random_state": 0}
 
 
@@ -112,6 +117,64 @@ def test_bad_files_end_with_one_line(tmp_path, name, content, fragment):
     result = CliRunner().invoke(cli.main, ["complete", str(tmp_path / name), "-o", str(tmp_path / "out")])
     assert result.exit_code == 2 and fragment in result.output and len(result.output.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_config_has_every_parameter_of_the_estimator():
+    assert set(task.Estimator.model_fields) | {"side", "random_state", "verbose"} == set(
+        TensorCompletion().get_params()
+    )
+    wanted = {name: value for name, value in TensorCompletion().get_params().items() if name != "side"}
+    assert task.estimator(task.Completion(data="amino", seed=3)) == wanted | {"random_state": 3, "verbose": True}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_of_completions_hide_what_they_say(path):
+    config = task.load(path, seed=5)
+    try:
+        known = task.hide(config)
+    except DataError:
+        pytest.skip("the data are not here")
+    given = read(*known.given)
+    hidden, seen = len(known.truth), len(given.values)
+    assert config.seed == 5 and abs(hidden / (hidden + seen) - config.hidden) < 0.03
+    assert not set(map(tuple, known.coords[:1000].tolist())) & set(map(tuple, given.coords.tolist()))
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("data: amino\nhiden: 0.5", "did you mean 'hidden'"),
+        ("data: aminos", "amino"),
+        ("data: amino\nestimator: {max_rnk: 3}", "did you mean 'max_rank'"),
+        ("data: amino\nalong: 7", "has modes 0 to 2"),
+        ("data: amino\nevery: [2, 2]", "has 3 modes"),
+        ("data: movielens\nalong: 1", "a list of ratings"),
+    ],
+)
+def test_bad_configs_of_completions_end_with_one_line(text, fragment, tmp_path, monkeypatch):
+    monkeypatch.setattr("bayestensor.experiment.task.load_tensor", lambda *_: np.ones((5, 4, 3)))
+    (tmp_path / "x.yaml").write_text(text)
+    result = CliRunner().invoke(cli.main, ["complete", str(tmp_path / "x.yaml"), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 2 and fragment in result.output and len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_is_completed_and_its_hidden_entries_scored(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    truth = np.einsum("ir,jr,kr->ijk", *(rng.normal(size=(n, 2)) for n in (8, 7, 6)))
+    monkeypatch.setattr(
+        "bayestensor.experiment.task.load_tensor", lambda *_: truth + 0.1 * rng.normal(size=truth.shape)
+    )
+    estimator = "{max_rank: 3, num_draws: 10, burn_in: 5, warm_up: 20, smooth: []}"
+    (tmp_path / "x.yaml").write_text(f"data: amino\nhidden: 0.3\nestimator: {estimator}")
+    called = ["complete", str(tmp_path / "x.yaml"), "-o", str(tmp_path / "out")]
+    assert CliRunner().invoke(cli.main, [*called, "--max-rank", "2"]).exit_code == 2
+    assert CliRunner().invoke(cli.main, called, catch_exceptions=False).exit_code == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["held_out"]["entries"] + summary["observed"] == truth.size
+    assert 0.03 < summary["held_out"]["rrse"] < 0.2 and summary["task"]["data"] == "amino"
+    completed = np.load(tmp_path / "out" / "completed.npz", allow_pickle=False)
+    assert completed["mean"].shape == truth.shape and (tmp_path / "out" / "held_out.png").is_file()
 
 
 def test_modes_are_read_from_text():

@@ -186,22 +186,6 @@ def test_an_exact_tensor_is_solved_and_its_rank_not_split(seed):
     assert np.linalg.norm(fit.predict() - truth) < 1e-4 * np.linalg.norm(truth)
 
 
-def test_intervals_and_scores_are_those_of_the_mixture_of_draws(problem):
-    from scipy.special import logsumexp
-    from scipy.stats import norm
-
-    _, noisy, _, _, fit = problem
-    draws, noise = fit.sample(40), fit.draws_.stats["noise"].reshape(-1) * fit.scale_
-    noise = noise[:, None, None, None]
-    for end, p in zip(fit.predict_interval(0.8), (0.1, 0.9), strict=True):
-        np.testing.assert_allclose(norm.cdf(end, draws, noise).mean(0), p, atol=2e-6)
-    density = logsumexp(norm.logpdf(noisy, draws, noise), axis=0) - np.log(40)
-    np.testing.assert_allclose(fit.score(noisy), density.mean(), rtol=1e-10)
-    mean, sd = fit.predict(return_std=True)
-    np.testing.assert_allclose(mean, draws.mean(0), rtol=1e-8, atol=1e-10)
-    np.testing.assert_allclose(sd**2, draws.var(0) + (noise**2).mean(), rtol=1e-6)
-
-
 @pytest.mark.parametrize("kind", ["masked", "coords", "xarray", "table", "other values behind the mask", "weights"])
 def test_every_input_gives_the_same_bits(problem, kind):
     _, _, observed, holed, fit = problem

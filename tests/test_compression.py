@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,12 @@ import pytest
 from flax import nnx
 
 from bayestensor.compression.compress import compress
+from bayestensor.compression.flops import layer_flops
 from bayestensor.compression.tensorize import tensorize
+from bayestensor.compression.weights import load_weights
 from bayestensor.data import load_dataset, scaled
 from bayestensor.fit import fit_map
+from bayestensor.models.sequence import BiLSTM
 from bayestensor.nn.attention import LinearGeneral
 from bayestensor.nn.conv import Conv
 from bayestensor.nn.embedding import Embed
@@ -131,6 +136,10 @@ def test_patterns_select():
 def test_a_layer_that_would_not_pay_says_why():
     prime = tensorize(nnx.Linear(3, 503, rngs=nnx.Rngs(0)), smaller=8)
     assert prime.layers[0].note == "503 x 3 in rank 1 is not 8 times smaller"
+    taken = tensorize(nnx.Linear(40, 503, rngs=nnx.Rngs(0)), from_weights=False)
+    assert taken.layers[0].note == "503: prime, one mode"
+    table = tensorize(nnx.Embed(503, 40, rngs=nnx.Rngs(0)), format="tt_matrix", from_weights=False)
+    assert table.layers[0].note == "503 rows in a table of 512, which factorises"
     assert isinstance(prime.model, nnx.Linear) and prime.before == prime.after == 4 * 503
 
 
@@ -168,6 +177,20 @@ def test_latency_is_measured_on_an_example():
     assert "milliseconds a call" in str(found)
 
 
+def test_operations_are_counted_by_layer():
+    """A convolution by XLA; cells in a scan over nine steps; attention's scores, which no layer of it makes."""
+    conv = nnx.Conv(24, 32, (3,), strides=2, padding=1, rngs=nnx.Rngs(0))
+    assert layer_flops(conv, jnp.ones((2, 9, 24))) == {"model": 2 * (2 * 5 * 32) * (3 * 24)}
+    cells = [nnx.OptimizedLSTMCell(8, 6, rngs=nnx.Rngs(0)) for _ in range(2)]
+    recurrent = BiLSTM(nnx.Embed(11, 8, rngs=nnx.Rngs(1)), *cells, nnx.Linear(12, 5, rngs=nnx.Rngs(2)))
+    counted = layer_flops(recurrent, jnp.ones((2, 9), int))
+    products = {"dense_i": 2 * (2 * 9) * 8 * 24, "dense_h": 2 * (2 * 9) * 6 * 24}
+    wanted = {f"{side}.{name}": n for side in ("forwards", "backwards") for name, n in products.items()}
+    assert counted == wanted | {"head": 2 * 2 * 12 * 5, "model": 2 * (2 * 9) * 12}  # the mean over tokens
+    attention = nnx.MultiHeadAttention(2, 24, rngs=nnx.Rngs(0), decode=False)
+    assert layer_flops(attention, jnp.ones((2, 9, 24)))["model"] == 2 * 2 * (2 * 9 * 9 * 24)
+
+
 BAD = [
     ({"format": "tt"}, "no format 'tt'; there are cp"),
     ({"smaller": 1}, "smaller is 1; .* above 1"),
@@ -182,6 +205,91 @@ def test_what_cannot_be_meant_is_refused(options, message):
         tensorize(nnx.Linear(64, 64, rngs=nnx.Rngs(0)), **options)
 
 
+# --- weights from files -------------------------------------------------------------------------------------------
+
+
+class Small(nnx.Module):
+    """A convolution, its normalisation, and a linear layer in a list."""
+
+    def __init__(self, into=2):
+        r = nnx.Rngs(0)
+        self.conv, self.norm = nnx.Conv(3, into, (2, 4), rngs=r), nnx.BatchNorm(into, rngs=r)
+        self.layers = nnx.List([nnx.Linear(into, 5, use_bias=False, rngs=r)])
+
+
+TORCH = {  # PyTorch's names and axes: (out, in, height, width), (out, in)
+    "features.weight": RNG.normal(size=(2, 3, 2, 4)).astype(np.float32),
+    "features.bias": RNG.normal(size=2).astype(np.float64),
+    "norm.weight": RNG.normal(size=2).astype(np.float16),
+    "norm.bias": RNG.normal(size=2).astype(np.float32),
+    "norm.running_mean": RNG.normal(size=2).astype(np.float32),
+    "norm.running_var": RNG.normal(size=2).astype(np.float32),
+    "layers.0.weight": RNG.normal(size=(5, 2)).astype(np.float32),
+}
+NAMED = {"layout": "torch", "names": {"conv": "features"}}
+
+
+def safetensors(path, arrays):
+    """As the format's specification has it."""
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for name, array in arrays.items():
+        ends = [len(data), len(data) + array.nbytes]
+        header[name] = {"dtype": f"F{8 * array.itemsize}", "shape": array.shape, "data_offsets": ends}
+        data += array.tobytes()
+    header["norm.num_batches_tracked"] = {"dtype": "I64", "shape": [], "data_offsets": [0, 8]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def test_weights_come_from_a_file(tmp_path):
+    model = Small()
+    found = load_weights(model, safetensors(tmp_path / "a", TORCH), **NAMED)
+    kernel = found.conv.kernel[...]
+    assert kernel[1, 3, 2, 0] == TORCH["features.weight"][0, 2, 1, 3] and kernel.dtype == jnp.float32
+    np.testing.assert_array_equal(found.layers[0].kernel[...], TORCH["layers.0.weight"].T)
+    for ours, theirs in {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}.items():
+        np.testing.assert_array_equal(getattr(found.norm, ours)[...], TORCH[f"norm.{theirs}"])
+    assert np.abs(model.conv.kernel[...] - kernel).max() > 0.1  # the one that came in stays
+    state = {".".join(map(str, at)): np.asarray(leaf) for at, leaf in nnx.to_flat_state(nnx.state(found))}
+    again = load_weights(model, safetensors(tmp_path / "b", state))
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(found))
+
+
+UNFIT = [
+    (TORCH, {"layout": "torch"}, "layer 'conv', kernel: 'conv.weight' is not there"),
+    (TORCH | {"extra.weight": TORCH["norm.bias"]}, NAMED, "'extra.weight' is of no layer"),
+    (
+        TORCH | {"layers.0.weight": np.zeros((5, 7))},
+        NAMED,
+        r"layer 'layers.0', kernel: .* has shape \(5, 7\), which makes \(7, 5\); the model has \(2, 5\)",
+    ),
+    ({"layers.0.kernel": TORCH["layers.0.weight"]}, {}, r"transposed: try layout='torch'"),
+    (TORCH, {"layout": "keras"}, "layout is 'keras'"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "options", "message"), UNFIT)
+def test_weights_that_do_not_fit_are_named(arrays, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_weights(Small(), arrays, **options)
+
+
+def test_a_file_that_is_damaged_says_so(tmp_path):
+    good = safetensors(tmp_path / "good", TORCH).read_bytes()
+    cut = tmp_path / "cut"
+    for content, message in (
+        (good[:6], "shorter than its header"),
+        (good[:40], "shorter than its header"),
+        (good[:-1], "'layers.0.weight': bytes .* it takes 40"),
+        (b"\x04" + bytes(7) + b"nope", "not a safetensors file"),
+        (good.replace(b"F16", b"F99"), "is F99; weights are one of F64"),
+    ):
+        cut.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            load_weights(Small(), cut, **NAMED)
+
+
 # --- compress -----------------------------------------------------------------------------------------------------
 
 
@@ -190,10 +298,12 @@ def test_compress_drops_what_a_rule_drops():
     model = MLP([tensor_train((12,), (16,), 6), (12, 3)], rngs=nnx.Rngs(0))
     core = model.layers[0].kernel.cores["core0"]
     core[...] = core[...] * jnp.asarray([1, 1e-6, 1, 1e-6, 1e-6, 1e-6])[None]
-    found = compress(model, norm_lost(1e-3))
+    found = compress(model, norm_lost(1e-3), example=jnp.ones((500, 16)))
     layers = {layer.path: layer for layer in found.layers}
-    assert layers["layers.0.kernel"].ranks == {"b1": 2} and layers["layers.0.kernel"].after == 2 * 28
-    assert found.before - found.after == 4 * 28
+    assert layers["layers.0"].ranks == {"b1": 2} and layers["layers.0"].after == 2 * 28 + 12
+    assert found.before - found.after == 4 * 28 and not found.note
+    assert layers["layers.0"].flops[1] == 2 * 500 * 2 * 28 and layers["layers.1"].flops == (2 * 500 * 36,) * 2
+    assert "nothing was dropped" in str(compress(found.model, norm_lost(1e-3)))
     assert found.before == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert found.after == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(found.model, nnx.Param)))
     x = jnp.asarray(RNG.normal(size=(5, 16)), jnp.float32)

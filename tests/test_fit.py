@@ -92,6 +92,12 @@ def test_the_same_seed_gives_the_same_bits():
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True))
 
 
+def test_the_model_sees_batches_as_they_are_prepared():
+    x, _, _ = low_rank_data()
+    doubled = (small(prepare=lambda key, x: 2 * x), small(x=2 * x[:200]))
+    jax.tree.map(np.testing.assert_array_equal, *(fit.position for fit in doubled))
+
+
 def test_the_last_cut_meets_the_budget():
     """22 weights a rank, 8 biases."""
     fit = small(epochs=3, prune_epochs=(1, 2), max_params=60, rule=bt.norm_lost(1e-6))

@@ -15,7 +15,7 @@ from flax import nnx
 from bayestensor.models.likelihoods import Categorical
 from bayestensor.models.neural import NeuralModel
 from bayestensor.nn.attention import LinearGeneral, MultiHeadAttention, TransformerBlock
-from bayestensor.nn.conv import Conv, cheapest, split
+from bayestensor.nn.conv import Conv, cheapest, convolve, splits
 from bayestensor.nn.embedding import Embed
 from bayestensor.nn.linear import MLP
 from bayestensor.nn.recurrent import GRUCell, LSTMCell, recur
@@ -23,7 +23,7 @@ from bayestensor.nn.weight import TensorWeight
 from bayestensor.priors import LogUniform
 from bayestensor.tensor.contract import matrix
 from bayestensor.tensor.formats import FORMATS
-from bayestensor.tensor.network import Core, Network
+from bayestensor.tensor.network import Core, Factored, Network
 from bayestensor.tensor.sized import conv_network, embed_network, linear_network
 
 RNG = np.random.default_rng(0)
@@ -143,7 +143,7 @@ FAST |= {("conv 2d", "cp"), ("conv 2d, one channel", "tt_matrix"), ("attention, 
 EVERY = [
     pytest.param(name, format, marks=[] if (name, format) in FAST else [pytest.mark.slow])
     for name in SUBJECTS
-    for format in FORMATS
+    for format in ([*FORMATS, "svd_spatial"] if name.startswith("conv 2d") else FORMATS)
 ]
 
 
@@ -193,20 +193,22 @@ def test_forward_and_gradients_equal_flax(name, format):
 # --- convolutions: which way --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [*FORMATS, "svd_spatial"])
 def test_a_split_kernel_is_the_same_kernel(format):
     """The two networks, contracted with each other over the bonds between, are the whole one."""
-    network = conv_network(4, 6, (3, 3), format, 3)
-    parts = split(network, 9)
-    if format in ("tt_matrix", "svd"):
-        assert parts is None  # a core holds channels of both sides, or the window with the channels
-        return
+    network = conv_network(4, 6, (3, 2), format, 3)
     cores = {core.name: RNG.normal(size=network.core_shape(core.name)) for core in network.cores}
-    whole, inner, outer = (as_matrix(part, cores) for part in (network, *parts))
-    between = parts.inner.rows  # the tensors share these modes
-    assert between == parts.outer.cols[-len(between) :]
-    product = np.einsum("okb,bi->oki", outer.reshape(4, 9, len(inner)), inner)
-    np.testing.assert_allclose(product.reshape(4, 54), whole, rtol=1e-9, atol=1e-9)
+    whole = as_matrix(network, cores).reshape(4, 3, 2, 6)
+    found = splits(network, (3, 2))
+    along = {"cp": [0, 1], "tucker": [0, 1], "svd_spatial": [1], "tt_matrix": [], "svd": []}  # else on one core
+    assert [parts.axes for parts in found] == along.get(format, [0])
+    for inner, outer, axes in found:
+        between = inner.rows  # the tensors share these modes
+        assert between == outer.cols[-len(between) :]
+        first = as_matrix(inner, cores).reshape(-1, (1, 3)[axes], 6)
+        second = as_matrix(outer, cores).reshape(4, (3, 1)[axes], 2, len(first))
+        product = np.einsum("ohwb,bki->ohkwi", second, first).reshape(4, 3, 2, 6)
+        np.testing.assert_allclose(product, whole, rtol=1e-9, atol=1e-9)
 
 
 def as_matrix(network, cores):
@@ -218,11 +220,45 @@ def as_matrix(network, cores):
     return np.einsum(f"{terms}->{spell(network.modes)}", *arrays).reshape(network.matrix_shape)
 
 
+def way(channels, format, rank, size=(3, 3)):
+    """What is counted cheapest on a hundred images of 10 x 10: (axes of the window gone along first, seconds)."""
+    parts, seconds = cheapest(conv_network(channels, channels, size, format, rank), size, 100, (10, 10), (10, 10))
+    return None if parts is None else parts.axes, seconds
+
+
 def test_few_bonds_go_before_the_window_and_many_after():
-    thin, wide = (conv_network(64, 64, (3, 3), "tensor_train", rank) for rank in (4, 64))
-    assert cheapest(thin, (3, 3), 10_000, 10_000)[0] is not None
-    assert cheapest(wide, (3, 3), 10_000, 10_000)[0] is None
-    assert cheapest(thin, (3, 3), 10_000, 10_000)[1] < cheapest(wide, (3, 3), 10_000, 10_000)[1]
+    (thin, less), (wide, more) = way(64, "tensor_train", 4), way(64, "tensor_train", 64)
+    assert (thin, wide) == (0, None) and less < more
+    assert way(64, "svd_spatial", 8)[0] == 1
+    assert way(64, "cp", 16, (7, 7))[0] == 1 and way(64, "cp", 16, (1, 3))[0] == 0  # 7 + 7 pixels against 49
+
+
+@pytest.mark.promoting
+@pytest.mark.parametrize("format", ["svd_spatial", pytest.param("tucker", marks=pytest.mark.slow)])
+def test_every_way_is_the_same_convolution(format, monkeypatch):
+    """Whole windows, channels first, one axis first: outputs and gradients of cores and images, strided and padded."""
+    geometry = ((3, 2), (2, 1), ((1, 0), (0, 2)))
+    network = conv_network(4, 6, (3, 2), format, 3)
+    cores = {core.name: floats(*network.core_shape(core.name)) for core in network.cores}
+    x, target = floats(2, 6, 5, 6), floats(2, 3, 6, 4)
+
+    def flax(cores, x):
+        kernel = matrix(Factored(network, cores)).T.reshape(3, 2, 6, 4)
+        return jax.lax.conv_general_dilated(x, kernel, *geometry[1:], dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def by(parts):
+        def ours(cores, x):
+            monkeypatch.setattr("bayestensor.nn.conv.cheapest", lambda *_: (parts, 0.0))
+            return convolve(Factored(network, cores), x, *geometry)
+
+        return ours
+
+    ways = [flax, *map(by, (None, *splits(network, (3, 2))))]
+    both = lambda way: jax.vjp(way, cores, x)  # noqa: E731
+    expected, *found = compiled(lambda: [(both(way)[0], both(way)[1](target)) for way in ways])
+    assert len(found) == (2 if format == "svd_spatial" else 3)
+    for one in found:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), one, expected)
 
 
 MIXED = Network(  # input channels split over a core of their own and one with the window
@@ -242,7 +278,7 @@ ACROSS = Network(  # a mode of 6 holds three window positions and two channels
 @pytest.mark.promoting
 @pytest.mark.parametrize("network", [MIXED, ACROSS])
 def test_a_kernel_that_cannot_be_split_still_convolves(network):
-    assert split(network, 9) is None
+    assert splits(network, (3, 3)) == ()
     layer = Conv(network, (3, 3), use_bias=False, rngs=nnx.Rngs(0))
     twin = nnx.Conv(6, 4, (3, 3), use_bias=False, rngs=nnx.Rngs(1))
     twin.kernel[...] = matrix(layer.kernel.tensor).T.reshape(3, 3, 6, 4)
@@ -338,9 +374,13 @@ def test_any_widths_have_a_network(format, out, into):
         assert all(rank <= full.ranks[bond] for bond, rank in network.ranks.items())
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [*FORMATS, "svd_spatial"])
 @pytest.mark.parametrize(("out", "into", "size"), [(20, 1, (5, 5)), (50, 20, (5, 5)), (128, 67, (3, 3)), (7, 11, 3)])
 def test_any_channels_have_a_kernel(format, out, into, size):
+    if format == "svd_spatial" and size == 3:
+        with pytest.raises(ValueError, match="a window of two axes"):
+            conv_network(out, into, size, format, 4)
+        return
     window = size if isinstance(size, int) else int(np.prod(size))
     network = conv_network(out, into, size, format, 4)
     assert network.matrix_shape == (out, window * into)

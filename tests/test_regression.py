@@ -27,8 +27,7 @@ from bayestensor.models.coefficient import (
     Family,
     core_sd,
 )
-from bayestensor.models.numbers import Numbers
-from bayestensor.models.regression import RATIOS, Centred, independent_share, noise_count, pick_noise
+from bayestensor.models.regression import RATIOS, Centred, independent_share, noise_numbers, pick_noise
 from bayestensor.models.rows import CORRELATIONS
 from bayestensor.models.whitened import row_space_draw, unknown_space_draw
 from bayestensor.priors import InverseGamma
@@ -128,8 +127,8 @@ def test_a_sweep_keeps_the_prior_when_data_are_drawn_from_it():
     model = Coefficient(network, InverseGamma(3.0, 3.0), core_variance(network, 1.0), ("factor0",))
     family = [part[::8] for part in covariates.autoregressions(np.eye(3))]
 
-    def one(key, sd, family):
-        scale_key, core_key, member_key, x_key, y_key, sweep_key = jax.random.split(key, 6)
+    def one(key, numbers, sd, family):
+        scale_key, core_key, member_key, x_key, y_key = jax.random.split(key, 5)
         scales = {"rank": model.prior.sample(scale_key, (2,), jnp.float64)}
         cores, unit = initialise(core_key, network, 1.0, dtype=jnp.float64).cores, core_variance(network, 1.0) ** -0.5
         cores = {k: c * unit * core_sd(network, k, scales, model.variance)[None] for k, c in cores.items()}
@@ -139,7 +138,6 @@ def test_a_sweep_keeps_the_prior_when_data_are_drawn_from_it():
         x = jax.random.normal(x_key, (6, 3), jnp.float64)
         eta = equations.responses(network, cores, x)
         y = eta + sd * jax.random.normal(y_key, eta.shape, eta.dtype)
-        numbers = Numbers.drawn(sweep_key, model.count(y.shape), y.dtype)
         after = model.move(numbers, state, x, jnp.ones_like(y), y, {"factor0": family}, 1.0)
         return statistics(state), statistics(after)
 
@@ -150,12 +148,12 @@ def test_a_sweep_keeps_the_prior_when_data_are_drawn_from_it():
 
     with jax.enable_x64(True):
         run = jax.jit(
-            lambda keys, sd: jax.lax.map(
-                lambda key: one(key, sd, Family(*map(jnp.asarray, family))), keys, batch_size=500
+            lambda now, sd: jax.lax.map(
+                lambda now: one(*now, sd, Family(*map(jnp.asarray, family))), now, batch_size=500
             )
         )
-        keys = jax.random.split(jax.random.key(0), 8000)
-        found = {sd: [np.asarray(a) for a in run(jax.random.clone(keys), sd)] for sd in (1.0, 3.0)}
+        keys, numbers = jax.random.split(jax.random.key(0), 8000), model.numbers(np.random.default_rng(0), 8000, (6, 2))
+        found = {sd: [np.asarray(a) for a in run((jax.random.clone(keys), numbers), sd)] for sd in (1.0, 3.0)}
     for sd, (before, after) in found.items():
         p = [scipy.stats.ks_2samp(a, b).pvalue for a, b in zip(before[:4000].T, after[4000:].T, strict=True)]
         assert (min(p) < 1e-5) == (sd > 1), p
@@ -271,11 +269,8 @@ def test_noise_and_ratio_are_drawn_from_their_posterior():
         arrays = map(jnp.asarray, (np.zeros((m, 1)), residual, spectrum, lost, count, 1.0))
         data = Centred(*arrays, {})
 
-        @jax.jit
-        def draw(key):
-            return pick_noise(Numbers.drawn(key, noise_count(data), jnp.float64), data.y, data, 1.0)
-
-        precision, ratio = jax.lax.map(draw, jax.random.split(jax.random.key(0), 20_000))
+        numbers = noise_numbers(np.random.default_rng(0), 20_000, data)
+        precision, ratio = jax.lax.map(jax.jit(lambda now: pick_noise(now, data.y, data, 1.0)), numbers)
     precision, at = np.asarray(precision), np.searchsorted(RATIOS, np.asarray(ratio))
     shares = np.bincount(at, minlength=len(RATIOS)) / len(at)
     assert (np.abs(shares - p) < 5 * np.sqrt(p * (1 - p) / len(at)) + 1e-3).all()

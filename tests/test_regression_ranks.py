@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.exceptions import ConvergenceWarning
 
 from bayestensor.estimators import TensorRegressor
-from bayestensor.estimators.chains import check_mixing, is_dear, pruned, split_r_hat
+from bayestensor.estimators.chains import _MORE, agreed, is_dear, pruned, split_r_hat, starts
 from bayestensor.estimators.coefficient import rank_shares, standing_out
-from bayestensor.models.coefficient import Coefficient, CoefficientState
+from bayestensor.models.coefficient import PORTION, Coefficient, CoefficientState, portion_numbers
 from bayestensor.priors import InverseGamma
 from bayestensor.tensor.contract import dense
 from bayestensor.tensor.formats import FORMATS, cp
@@ -88,14 +88,45 @@ def test_r_hat_is_that_of_arviz():
     assert split_r_hat(np.zeros((2, 10))) == 1.0
 
 
-def test_chains_that_disagree_are_named():
-    rng = np.random.default_rng(2)
-    plan = SimpleNamespace(inference="gibbs", chains=2, num_draws=50)
-    mixed = rng.normal(size=(2, 50, 4))
-    assert check_mixing(plan, {"predictions": mixed})["predictions"] < 1.05
-    with pytest.warns(ConvergenceWarning, match="raise burn_in"):
-        check_mixing(plan, {"predictions": mixed, "noise": mixed + np.array([0, 2.0])[:, None, None]})
-    assert check_mixing(SimpleNamespace(inference="map", chains=2, num_draws=50), {"noise": mixed}) == {}
+def test_every_run_portion_and_chain_has_numbers_of_its_own():
+    """No number twice in them and in the starts; how many chains there are beside it is nothing to a chain.
+
+    Generators seeded with plain lists are seen: that of [7, 0, 0] is that of 7, which the starts are drawn from.
+    """
+    model = Coefficient(cp((3, 2), (), rank=2), InverseGamma(), 1.0, ("factor0",))
+    parts = (0, 1, 2**31, *_MORE)
+    found = {
+        (seed, part): portion_numbers(lambda rng, n: rng.standard_normal(n), seed, part, 5)
+        for seed, part in itertools.product((0, 7), parts)
+    }
+    every = np.concatenate([a.ravel() for a in found.values()])
+    begun = np.concatenate([core.ravel() for seed in (0, 7) for core in starts(model, 5, seed).cores.values()])
+    assert len(np.unique(every)) == len(every) and not np.isin(begun, every).any()
+    np.testing.assert_array_equal(portion_numbers(lambda rng, n: rng.standard_normal(n), 7, 1, 2), found[7, 1][:2])
+    for values in portion_numbers(lambda rng, n: model.numbers(rng, n, (5,)), 7, 1, 2):
+        assert len(np.unique(values.reshape(2 * PORTION, -1), axis=0)) == 2 * PORTION
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 2, 3])
+def test_chains_run_on_until_they_agree_and_are_named_where_they_do_not(rounds, recwarn):
+    """Chains 2 apart that come together in the given round: R-hat is 1.7 before it, below 1.05 after it."""
+    rng, asked = np.random.default_rng(2), []
+
+    def more(last, draws, at):
+        assert at not in [other for *_, other in asked]
+        asked.append((np.asarray(last).tolist(), draws, at))
+        return rng.normal(size=(2, draws)) + (len(asked) < rounds) * np.array([[0], [2.0]])
+
+    plan = SimpleNamespace(inference="gibbs", chains=2, num_draws=200)
+    start = rng.normal(size=(2, 200)) + (rounds > 0) * np.array([[0], [2.0]])
+    trace, said, found = agreed(plan, more, start, lambda trace: (trace.sum(), {"noise": trace, "same": 0 * trace}))
+    assert trace.shape == (2, 200) and said == trace.sum()
+    assert [draws for _, draws, _ in asked] == [400, 800][:rounds]
+    assert not asked or asked[0][0] == start[:, -1].tolist()
+    assert (found["noise"] < 1.05) == (rounds < 3) and found["same"] == 1
+    assert [str(w.message).startswith("R-hat is above 1.05 (noise ") for w in recwarn.list] == [True] * (rounds == 3)
+    for other in ({"inference": "map"}, {"chains": 1}):
+        assert agreed(SimpleNamespace(**vars(plan) | other), more, start, lambda trace: (0, {}))[2] == {}
 
 
 @pytest.mark.slow

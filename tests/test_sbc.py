@@ -6,11 +6,13 @@ with Holm over 33 tests at 0.01 (3.6 se) a shift of 0.2 sd or a width of 0.9 in 
 probability above 0.98 by any one entry, and there are nine.
 
 Whole rank-adaptive model, N = 300, 15 draws each (`rank_adaptive`), by simulation: a shift of 0.3 sd in a statistic
-is found with probability 0.79, a width of 0.8 with 0.65; the faults are in all ten that are not ranks.
+is found with probability 0.79, a width of 0.8 with 0.65; the faults are in all ten that are not ranks. The closed-form
+sweeps of completion are put through the same (`gibbs_calibration`), with faults in the sweep itself.
 """
 
 from __future__ import annotations
 
+import gibbs_calibration
 import numpy as np
 import pytest
 import rank_adaptive
@@ -101,3 +103,15 @@ def test_faulty_draws_of_the_rank_adaptive_model_are_rejected(fault):
 def test_a_dropped_prior_term_of_the_rank_adaptive_model_is_rejected():
     statistics, _ = rank_adaptive.simulate(drop_prior=True)
     assert sbc.smallest_p(statistics) < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", ["cp", "tensor_train"])
+def test_closed_form_sweeps_are_calibrated(subject):
+    assert sbc.smallest_p(gibbs_calibration.simulate(subject)) > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", gibbs_calibration.FAULTS)
+def test_faulty_closed_form_sweeps_are_rejected(fault):
+    assert sbc.smallest_p(gibbs_calibration.simulate("cp", fault=fault, thin=20, burn_in=200)) < 1e-5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,6 +95,19 @@ def test_every_large_weight_is_a_network(name):
         | {f"blocks.0.attention.{part}" for part in ("query", "key", "value", "out")},
     }
     assert set(model.kernels) == expected[name]
+
+
+@pytest.mark.parametrize("build", [bilstm, partial(transformer_encoder, heads=2)])
+def test_a_table_rank_is_that_of_the_tokens_embedding_alone(build):
+    sizes = (VOCABULARY, 8, 8, CLASSES) if build is bilstm else (VOCABULARY, LENGTH, 8, CLASSES)
+    one, two = (
+        NeuralModel(
+            nnx.eval_shape(lambda: build(*sizes, rank=1, **options, rngs=nnx.Rngs(0))), LogUniform(), Categorical()
+        )
+        for options in ({}, {"table_rank": 2})
+    )
+    changed = [name for name in one.networks if one.networks[name] != two.networks[name]]
+    assert changed == ["embed.embedding"] and set(two.networks["embed.embedding"].ranks.values()) == {2}
 
 
 @pytest.mark.slow

@@ -7,10 +7,15 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from bayestensor.compression.report import Change, Compression, count, speed
+from bayestensor.compression.report import Change, Compression, compression, count
 from bayestensor.nn.weight import TensorWeight
 from bayestensor.ranks.select import Rule, norm_lost, select
 from bayestensor.tensor.surgery import keep
+
+_UNCUT = (
+    "nothing was dropped: every slice holds more than the rule's share of its weight. Ranks fall under a shrinkage "
+    "prior (`fit_map`); or let the rule drop more"
+)
 
 
 def compress(model: nnx.Module, rule: Rule | None = None, *, example: Any = None) -> Compression:
@@ -19,7 +24,7 @@ def compress(model: nnx.Module, rule: Rule | None = None, *, example: Any = None
     Args:
         model: with tensorized layers, trained.
         rule: which indices of a bond stay.
-        example: an input with which to measure the latency before and after.
+        example: an input with which to count operations and to measure the latency, before and after.
 
     Returns:
         The new model in `model`, one line for every layer that owns parameters; `error` bounds the relative change of
@@ -34,19 +39,20 @@ def compress(model: nnx.Module, rule: Rule | None = None, *, example: Any = None
         raise ValueError("the model has no tensorized layer; `tensorize` makes some")
     tensors = {_dotted(path): weight.tensor for path, weight in weights.items()}
     chosen = select(tensors, rule or norm_lost(1e-2))
+    for path, weight in weights.items():
+        for core, array in keep(tensors[_dotted(path)], chosen.keep[_dotted(path)]).cores.items():
+            weight.cores[core] = nnx.Param(jnp.asarray(array))
     changes = []
-    for path, module in nnx.iter_modules(model):
-        name, own = _dotted(path), sum(v.size for v in vars(module).values() if isinstance(v, nnx.Param))
-        if path in weights:
-            tensor = keep(tensors[name], chosen.keep[name])
-            for core, array in tensor.cores.items():
-                weights[path].cores[core] = nnx.Param(jnp.asarray(array))
-            sizes = (count(module), tensor.network.num_parameters)
-            changes.append(Change(name, "network", "", *sizes, tensor.network.ranks, chosen.lost[name]))
-        elif own and not any(path[: len(weight)] == weight for weight in weights):
-            changes.append(Change(name, type(module).__name__, "dense", own, own))
-    times = speed((model, copy), example)
-    return Compression(copy, tuple(changes), None if times is None else (times[0], times[1]))
+    for (path, old), (_, new) in zip(nnx.iter_modules(model), nnx.iter_modules(copy), strict=True):
+        held = [at for at in weights if at[:-1] == path]  # a layer has one
+        if held:
+            lost, ranks = chosen.lost[_dotted(held[0])], weights[held[0]].tensor.network.ranks
+            changes.append(Change(_dotted(path), type(old).__name__, "network", count(old), count(new), ranks, lost))
+        elif not any(path[: len(at)] == at for at in weights):
+            own = sum(value.size for value in vars(old).values() if isinstance(value, nnx.Param))
+            changes += [Change(_dotted(path), type(old).__name__, "dense", own, own)] if own else []
+    kept = all(change.before == change.after for change in changes)
+    return compression(model, copy, changes, example, _UNCUT if kept else "")
 
 
 def _dotted(path: tuple) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -12,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from bayestensor.compression.candidates import Candidates, Ranked, candidates
-from bayestensor.compression.report import Change, Compression, count, speed, substitute
+from bayestensor.compression.report import Change, Compression, compression, count, substitute
 from bayestensor.tensor.decompose import Decomposition, decompose
 from bayestensor.tensor.formats import FORMATS
 from bayestensor.tensor.network import Network
@@ -20,6 +21,7 @@ from bayestensor.typing import Array, Key
 
 Patterns = str | Sequence[str]
 MOST_RANK = 4096
+WIDE = 32  # modes are split to stay below
 
 
 class Fitted(NamedTuple):
@@ -46,10 +48,11 @@ def tensorize(
     """A copy of a model with tensor networks in place of its large dense weights.
 
     Flax's Linear, LinearGeneral (attention's projections), Conv and Embed are taken over, with their biases; modes are
-    as equal as the widths' divisors allow. Each format is tried at the largest rank that makes the weight `smaller`
-    times smaller, and the one with the least `||W - network|| / ||W||` wins: by truncated SVDs where the network is a
-    tree, by alternating least squares else. With no format named, a TT-matrix competes with a plain low-rank product,
-    for a convolution with the Tucker-2 chain. Everything left dense is listed with its reason.
+    as equal as the widths' divisors allow, and a wide one that stays whole because it is prime is noted. Each format is
+    tried at the largest rank that makes the weight `smaller` times smaller, and the one with the least
+    `||W - network|| / ||W||` wins: by truncated SVDs where the network is a tree, by alternating least squares else.
+    With no format named, a TT-matrix competes with a plain low-rank product, for a convolution with the Tucker-2 chain.
+    Everything left dense is listed with its reason.
 
     Args:
         model: an nnx model; it stays as it is.
@@ -60,7 +63,7 @@ def tensorize(
             times smaller stays dense.
         format: the only format, a name in `FORMATS`.
         from_weights: whether cores come from the dense weights; else they are drawn anew, at the weights' variance.
-        example: an input with which to measure the latency before and after.
+        example: an input with which to count operations and to measure the latency, before and after.
         key: of random starts; `jax.random.key(0)` when None.
 
     Returns:
@@ -91,12 +94,11 @@ def tensorize(
                 new[id(layer)] = built = _built(options, found, layer, nnx.Rngs(rngs_key))
                 error = None if found.made is None else found.made.relative_error
                 ranks = found.network.ranks
-                changes.append(replace(dense, format=found.format, after=count(built), ranks=ranks, error=error))
+                made = replace(dense, format=found.format, after=count(built), ranks=ranks, error=error)
+                changes.append(replace(made, note=_unsplit(options, found.network)))
                 continue
         changes.append(replace(dense, note=str(found)))
-    result = substitute(copy, new)
-    times = speed((model, result), example)
-    return Compression(result, tuple(changes), None if times is None else (times[0], times[1]))
+    return compression(model, substitute(copy, new), changes, example)
 
 
 def _owners(model: nnx.Module) -> Iterator[tuple[tuple, nnx.Module]]:
@@ -168,6 +170,16 @@ def _decomposed(matrix: np.ndarray, network: Network, key: Key[Array, ""]) -> De
     """A table may have fewer rows than its network: those that nobody looks up are zero."""
     missing = network.matrix_shape[0] - len(matrix)
     return decompose(np.pad(matrix, ((0, missing), (0, 0))), network, key=key)
+
+
+def _unsplit(options: Candidates, network: Network) -> str:
+    """What is to say of modes that divisors do not give."""
+    rows = len(options.matrix)
+    if network.matrix_shape[0] > rows:
+        return f"{rows:,} rows in a table of {network.matrix_shape[0]:,}, which factorises"
+    sizes = {network.size[mode] for mode in network.modes}
+    prime = sorted(n for n in sizes if n > WIDE and all(n % k for k in range(2, math.isqrt(n) + 1)))
+    return f"{' and '.join(map(str, prime))}: prime, one mode" if prime else ""
 
 
 def _built(options: Candidates, found: Fitted, layer: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:

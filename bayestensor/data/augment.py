@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from bayestensor.typing import Array, Key
+from bayestensor.data.text import PADDING, UNKNOWN
+from bayestensor.typing import Array, Float, Int, Key
 
 
 def shift_images(key: Key[Array, ""], images: Array, pixels: int, groups: int = 4) -> Array:
@@ -32,3 +33,17 @@ def flip_images(key: Key[Array, ""], images: Array) -> Array:
     """Images (batch, height, width, ...), each mirrored left to right with probability one half."""
     coins = (jax.random.bits(key, (images.shape[0],)) % jnp.uint32(2)) == 0
     return jnp.where(coins.reshape(-1, *[1] * (images.ndim - 1)), images[:, :, ::-1], images)
+
+
+def drop_words(
+    key: Key[Array, ""],
+    tokens: Int[Array, "batch time"],
+    counts: Float[Array, "vocabulary"],
+    alpha: float = 0.25,
+) -> Int[Array, "batch time"]:
+    """`p(w becomes UNKNOWN) = alpha / (alpha + counts[w])`, counts[w] how often the training part has the word w.
+
+    Kiperwasser & Goldberg 2016 (arXiv 1603.04351): the rare words teach what an unknown one means. Padding stays.
+    """
+    dropped = jax.random.uniform(key, tokens.shape) * (alpha + counts[tokens]) < alpha
+    return jnp.where(dropped & (tokens != PADDING), UNKNOWN, tokens)

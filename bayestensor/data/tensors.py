@@ -90,3 +90,24 @@ TENSORS: dict[str, tuple[str, Callable[[Path], np.ndarray]]] = {
     "kinship": ("kinship/alyawarradata.mat", _mat("Rs")),
     **{n: (f"color-images/{n}.bmp", _image) for n in ("airplane", "baboon", "barbara", "facade", "peppers")},
 }
+
+
+def load_ratings(data_dir: str | Path | None = None, spans: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """MovieLens small: (coordinates (n, 3) of user, film and one of `spans` of time with equally many ratings, stars).
+
+    Args:
+        data_dir: the folder that holds `recsys/`; `data_folder` when None.
+        spans: of time.
+
+    Raises:
+        DataError: no such file.
+    """
+    import pandas
+
+    path = data_folder(data_dir) / "recsys" / "ml-latest-small" / "ratings.csv"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; set BAYESTENSOR_DATA to the folder that holds recsys/")
+    table = pandas.read_csv(path)
+    when = np.searchsorted(np.quantile(table["timestamp"], np.linspace(0, 1, spans + 1)[1:-1]), table["timestamp"])
+    codes = [np.unique(table[name], return_inverse=True)[1] for name in ("userId", "movieId")]
+    return np.stack([*codes, when], axis=1), table["rating"].to_numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,10 @@ from bayestensor.ranks.select import host_slice_norms
 from bayestensor.tensor.design import system_shape
 from bayestensor.tensor.surgery import keep_axes
 
-_WARM = 2**31  # portions of the warm-up are numbered from here: their keys are their own
+_WARM = 2**31  # portions of the warm-up are numbered from here: their numbers are their own
+_MORE = 2**31 + 2**30, 2**31 + 2**30 + 2**29  # so are those of longer runs
 _R_HAT = 1.05  # above this chains have not come together
+_STRIDES = 2, 4  # sweeps to a draw where they have not
 _DEAR = 256  # unknowns (or rows, whichever are fewer) of a core's equations above which indices that are dead are cut
 
 
@@ -39,7 +41,7 @@ def warmed_up(estimator: Any, sweeps: Any, seed: int, states: Any, alone: Any) -
     """
     draw, trace = 1.0 if estimator.inference == "gibbs" else 0.0, None
     for part in range(portions(estimator.burn_in // 2)):
-        states, trace = sweeps(np.uint32(seed), np.uint32(_WARM + part), states, alone, draw)
+        states, trace = sweeps(seed, _WARM + part, states, alone, draw)
     return states, trace
 
 
@@ -83,7 +85,7 @@ def run_chains(
 ) -> Any:
     """Burn in and draw, a portion of sweeps a call: the kept states [chain, draw, ...] as NumPy arrays.
 
-    Portions are numbered from `first`, for keys of their own. Of a mode the last state alone is kept.
+    Portions are numbered from `first`, for numbers of their own. Of a mode the last state alone is kept.
 
     Raises:
         FloatingPointError: a state that is not finite.
@@ -93,8 +95,7 @@ def run_chains(
     needed = portions(burn_in + kept)
     traces = []
     for part in range(needed):
-        own = np.uint32(first + part)
-        states, trace = sweeps(np.uint32(seed), own, states, data, 1.0 if gibbs else 0.0)
+        states, trace = sweeps(seed, first + part, states, data, 1.0 if gibbs else 0.0)
         if (needed - part - 1) * PORTION < kept:
             traces.append(jax.tree.map(np.asarray, trace))
     trace = jax.tree.map(lambda *a: np.concatenate(a, axis=1)[:, -kept:], *traces)
@@ -118,13 +119,34 @@ def split_r_hat(values: np.ndarray) -> float:
     return float(np.sqrt((h - 1) / h + between / within)) if within > 0 else 1.0
 
 
-def check_mixing(estimator: Any, functionals: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """R-hat of each [chain, draw, ...]; {} for one chain or no draws. Warns where the chains disagree."""
+def agreed(
+    estimator: Any, more: Callable[[Any, int, int], Any], trace: Any, describe: Callable[[Any], tuple[Any, Any]]
+) -> tuple[Any, Any, dict[str, float]]:
+    """(states [chain, draw, ...], what is said of them, R-hat of each functional): chains run on until they agree.
+
+    Where they do not, twice as many sweeps follow, of which every second is kept, or four times as many, of which every
+    fourth is; those before are burn-in. No R-hat of one chain or of no draws. Warns where chains still disagree.
+
+    Args:
+        estimator: with its parameters.
+        more: (states, draws, number of the first portion) -> states [chain, draw, ...] after these.
+        trace: states [chain, draw, ...] so far.
+        describe: states -> (anything, name -> functional [chain, draw, ...]).
+    """
+    said, functionals = describe(trace)
     if estimator.inference != "gibbs" or estimator.chains < 2 or estimator.num_draws < 4:
-        return {}
+        return trace, said, {}
     found = {name: split_r_hat(np.asarray(values)) for name, values in functionals.items()}
+    for stride, first in zip(_STRIDES, _MORE, strict=True):
+        if max(found.values()) <= _R_HAT:
+            break
+        last = jax.tree.map(lambda a: a[:, -1], trace)
+        trace = more(last, estimator.num_draws * stride, first)
+        trace = jax.tree.map(lambda a, stride=stride: a[:, stride - 1 :: stride], trace)
+        said, functionals = describe(trace)
+        found = {name: split_r_hat(np.asarray(values)) for name, values in functionals.items()}
     high = ", ".join(f"{name} {r:.2f}" for name, r in found.items() if r > _R_HAT)
     if high:
         advice = "the chains disagree about what they say; raise burn_in and num_draws"
-        warnings.warn(f"R-hat is above {_R_HAT} ({high}): {advice}", ConvergenceWarning, stacklevel=3)
-    return found
+        warnings.warn(f"R-hat is above {_R_HAT} ({high}): {advice}", ConvergenceWarning, stacklevel=4)
+    return trace, said, found

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from bayestensor.estimators.chains import check_mixing, run_chains, starts, warmed_up
+from bayestensor.estimators.chains import agreed, run_chains, starts, warmed_up
 from bayestensor.estimators.coefficient import (
     CoefficientEstimator,
     check_plan,
@@ -62,7 +62,8 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         smooth: covariate modes whose neighbouring indices may resemble each other; see `TensorRegressor`.
         remainder: a Gaussian process on the log odds: 'linear', 'smooth', 'auto' or None; see `TensorRegressor`.
         inference: 'gibbs' (draws) or 'map' (the mode, by expectation maximisation).
-        num_draws, burn_in: Gibbs sweeps of each chain that are kept, and before that dropped.
+        num_draws, burn_in: Gibbs sweeps of each chain that are kept, and before that dropped; more where the chains
+            disagree, see `TensorRegressor`.
         chains: independent ones.
         random_state: a seed or a `numpy.random.RandomState`.
 
@@ -111,15 +112,13 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
             basis = self._remainder.vectors * np.sqrt(self._remainder.spectrum) / half
             basis = basis if self._remainder.kind else np.zeros((len(x), 1))
             turned = kappa.reshape(-1, *model.network.shape[len(model.network.rows) :])
-            arrays: Any = filled(rows), filled(turned), filled(basis, (0, 1)), families, bool((weight != 1).any())
+            arrays: Any = filled(rows), filled(turned), filled(basis, (0, 1)), families
             data = Labelled(*arrays)
-            trace = self._run(model, data)
-            draws = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (trace.coefficient.cores, *trace[1:]))
-            counted, fitted = _summary(model.network, draws, data)
+            trace, counted, r_hat = self._run(model, data)
         self.network_ = model.network
         cores = {name: np.asarray(core) for name, core in trace.coefficient.cores.items()}
         self.draws_ = Draws({"cores": cores, "bias": trace.bias, "z": trace.z, "ratio": trace.ratio})
-        self._summarise(trace, cols, counted, np.asarray(fitted))
+        self._summarise(trace, cols, counted, r_hat)
         self.diagnostics_["seconds"] = time.perf_counter() - began
         return self
 
@@ -144,7 +143,8 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         self.sticks_ = self.classes_[self._order]
         return np.argsort(self._order)[index]
 
-    def _run(self, model: Coefficient, data: Labelled) -> LogisticState:
+    def _run(self, model: Coefficient, data: Labelled) -> tuple[LogisticState, Any, dict[str, float]]:
+        """(states, which indices count in each, R-hat)."""
         seed, chains = seed_of(self.random_state), self.chains if self.inference == "gibbs" else 1
         k = data.kappa.size // len(data.kappa)
         rest: Any = np.zeros((chains, k)), np.zeros((chains, data.basis.shape[1], k)), np.ones((chains, k))
@@ -153,17 +153,24 @@ class TensorClassifier(ClassifierMixin, CoefficientEstimator):
         first = LogisticState(starts(model, chains, seed), *rest)
         first, _ = warmed_up(self, partial(sweeps, model), seed, first, alone)
         first = first._replace(z=rest[1], ratio=rest[2])
-        return run_chains(self, partial(sweeps, model), seed, first, data, self.burn_in, self.num_draws)
+        run = partial(run_chains, self, partial(sweeps, model), seed)
 
-    def _summarise(self, trace: LogisticState, cols: tuple[int, ...], counted: Any, fitted: np.ndarray) -> None:
+        def describe(trace):
+            flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (trace.coefficient.cores, *trace[1:]))
+            counted, fitted = _summary(model.network, flat, data)
+            return counted, {"predictions": np.asarray(fitted).reshape(*trace.bias.shape[:2], *fitted.shape[1:])}
+
+        trace = run(first, data, self.burn_in, self.num_draws)
+        return agreed(self, lambda last, draws, at: run(last, data, 0, draws, first=at), trace, describe)
+
+    def _summarise(self, trace: LogisticState, cols: tuple[int, ...], counted: Any, r_hat: Any) -> None:
         cores = self.draws_.flat()["cores"]
         weight = mean_coefficient(self.network_, cores).reshape(*[b.shape[1] for b in self._bases], *cols)
         self.coef_ = expand(weight, self._bases) / self._x_units.scale
         self.rank_posterior_ = rank_shares(counted)
         self.rank_ = most_frequent_rank(self.rank_posterior_)
-        by_chain = fitted.reshape(*self.draws_.shape, *fitted.shape[1:])
         self.diagnostics_: dict[str, Any] = {
-            "r_hat": check_mixing(self, {"predictions": by_chain}),
+            "r_hat": r_hat,
             "remainder": (self._remainder.kind, self._remainder.length),
             "correlations": {k: float(CORRELATIONS[v].mean()) for k, v in trace.coefficient.member.items()},
         }

@@ -25,8 +25,6 @@ from bayestensor.typing import Array, Bool, Float
 
 INFERENCE = ("gibbs", "map")
 _WIDEST = {"cp": 8}  # largest default rank; of the other formats 5
-_WARM = 2**31  # portions of the warm-up are numbered from here: their keys are their own
-_R_HAT = 1.05  # above this chains have not come together
 _DRAW = "draw"
 _LARGEST_BLOCK = 150  # most bond indices of a core that 'auto' asks for
 _LARGEST_SYSTEM = 1500  # most unknowns or rows, whichever are fewer, of a core's equations that 'auto' asks for

@@ -17,9 +17,10 @@ from bayestensor.estimators.fitting import Plan, closed_form_fit, default_sweeps
 from bayestensor.estimators.held_out import conformal_quantile, format_scores, held_out, normalised_residuals, part
 from bayestensor.estimators.networks import default_network
 from bayestensor.estimators.prediction import Posterior
+from bayestensor.estimators.residuals import fitted_degrees
 from bayestensor.inference.draws import Draws
 from bayestensor.metrics.regression import checked_level, rrse
-from bayestensor.models.augment import DISCRETE, LIKELIHOODS
+from bayestensor.models.augment import DEGREES_OF_FREEDOM, DISCRETE, LIKELIHOODS
 from bayestensor.models.compiled import closed_form
 from bayestensor.priors import ScalePrior, named_prior
 
@@ -40,9 +41,10 @@ class TensorCompletion(BaseEstimator):
         prior: of the scales, or its name in `bayestensor.PRIORS`; `estimators.fitting.default_prior` when None.
         smooth: modes whose neighbouring indices may resemble each other; 'auto' lets every mode of size 3 or more,
             because a correlation of 0 is among the values that are learnt; () for none.
-        likelihood: 'gaussian'; 'student_t' (4 degrees of freedom: outliers weigh little); 'bernoulli' (values 0 and 1:
-            the network is the log odds, and predictions are probabilities); 'poisson' (counts: the network is the log
-            rate, predictions are rates and intervals those of counts; see `models.augment` for its
+        likelihood: 'gaussian' (entries weigh alike in the fit; predictions have the residuals' tails, see `noise_df_`);
+            'student_t' (4 degrees of freedom: outliers weigh little, where they pull the tensor); 'bernoulli' (values 0
+            and 1: the network is the log odds, and predictions are probabilities); 'poisson' (counts: the network is
+            the log rate, predictions are rates and intervals those of counts; see `models.augment` for its
             approximation; of counts in the millions take logarithms instead, because the sweeps get there slowly).
         noise_by: mode whose every index has a noise scale of its own, its number (sensors, bands; see `models.noise`),
             for 'gaussian' and 'gibbs'; None for one scale.
@@ -63,6 +65,7 @@ class TensorCompletion(BaseEstimator):
             cheap.
         warm_up: mean-field sweeps that find the basin and the rank.
         random_state: a seed or a `numpy.random.RandomState`.
+        verbose: whether to show how far a fit has come, and the time left.
 
     Attributes:
         rank_: the most frequent rank, an int for one bond, else bond -> int. A rank counts the indices whose part of
@@ -71,6 +74,8 @@ class TensorCompletion(BaseEstimator):
         factors_: core name -> array, of the first chain's last draw (of the mean, for 'variational' and 'map').
         noise_: posterior mean of the noise's scale (its standard deviation for 'gaussian'), in the units of the data;
             with `noise_by` one an index of that mode.
+        noise_df_: degrees of freedom of Student's t, the law of an observation in `predict_interval` and `score`;
+            infinite: normal. With 'gaussian' read off the residuals of the fit (see `estimators.residuals`).
         effects_: mode -> posterior mean of its offsets, and 'constant', in the data's units (or log odds, log rates).
         residuals_: with `conformal`, `|y - mean| / sd` of the entries left out, ascending.
         draws_: `Draws` with positions `{"cores": ..., "effects": ...}` in the units of the data divided by `scale_`.
@@ -95,6 +100,7 @@ class TensorCompletion(BaseEstimator):
         chains: Any = "auto",
         warm_up: int = 60,
         random_state: Any = None,
+        verbose: bool = False,
     ):
         self.format = format
         self.max_rank = max_rank
@@ -112,6 +118,7 @@ class TensorCompletion(BaseEstimator):
         self.chains = chains
         self.warm_up = warm_up
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(
         self, X: Any, y: Any = None, shape: Sequence[int] | None = None, sample_weight: Any = None
@@ -151,11 +158,17 @@ class TensorCompletion(BaseEstimator):
         draws, burn_in = default_sweeps(given)
         draws = draws if self.num_draws == "auto" else self.num_draws
         burn_in = burn_in if self.burn_in == "auto" else self.burn_in
-        sizes = draws, burn_in, self.warm_up, self.chains
-        prior = named_prior(self.prior)
-        early = self.burn_in == "auto"
+        as_they_are = {
+            name: getattr(self, name)
+            for name in ("smooth", "inference", "warm_up", "chains", "likelihood", "effects", "side", "noise_by")
+        }
         plan = Plan(
-            prior, self.smooth, self.inference, *sizes, self.likelihood, self.effects, self.side, self.noise_by, early
+            prior=named_prior(self.prior),
+            num_draws=draws,
+            burn_in=burn_in,
+            early=self.burn_in == "auto",
+            verbose=self.verbose,
+            **as_they_are,
         )
         with closed_form():
             fit = closed_form_fit(network, given, given.values / self.scale_, plan, np.random.default_rng(seed))
@@ -166,6 +179,10 @@ class TensorCompletion(BaseEstimator):
         self.effects_ = {name: row.mean(axis=(0, 1)) * self.scale_ for name, row in fit.effects.items()}
         noise = np.sqrt(np.mean(fit.noise**2, axis=(0, 1))) * self.scale_
         self.noise_ = math.nan if discrete else noise if noise.ndim else float(noise)
+        self.noise_df_ = math.nan if discrete else DEGREES_OF_FREEDOM
+        if self.likelihood == "gaussian":
+            drawn, observed = {"cores": fit.cores, "effects": fit.effects}, (given.values / self.scale_, given.weights)
+            self.noise_df_ = fitted_degrees(fit.network, drawn, fit.noise, self.noise_by, given.coords, *observed)
         self.rank_posterior_ = fit.rank_posterior
         self.rank_ = most_frequent_rank(fit.rank_posterior)
         self.diagnostics_ = fit.diagnostics | {"empty_slices": given.empty_slices(), "formats": scores}
@@ -241,8 +258,8 @@ class TensorCompletion(BaseEstimator):
         flat, noise = self.draws_.flat(), self.draws_.stats["noise"]
         noise = noise.reshape(-1, *noise.shape[2:])
         by = None if self.noise_by is None else self.network_.modes[self.noise_by]
-        shape = self._given.shape
-        posterior = Posterior(self.network_, flat["cores"], flat["effects"], noise, shape, self.likelihood, by)
+        law = self.likelihood, by, self.noise_df_ if self.likelihood == "gaussian" else math.inf
+        posterior = Posterior(self.network_, flat["cores"], flat["effects"], noise, self._given.shape, *law)
         return posterior, None if X is None else inputs.coordinates(X, self._given)
 
     def _held(self, X: Any, y: Any) -> tuple[Posterior, inputs.Observed]:

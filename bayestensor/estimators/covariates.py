@@ -73,6 +73,23 @@ def checked_shape(shape: Any) -> tuple[int, ...] | None:
     return tuple(int(n) for n in sizes)
 
 
+def read_response(y: Any, n: int) -> np.ndarray:
+    """The responses of n data as float64.
+
+    Raises:
+        ValueError: none given, another length, NaN or infinities, or what are no numbers.
+    """
+    from sklearn.utils.validation import _check_y, check_consistent_length
+
+    if y is None:
+        raise ValueError("requires y to be passed, but the target y is None")
+    y = y if hasattr(y, "shape") else np.asarray(y)
+    axes = y.shape
+    flat = _check_y(np.asarray(y).reshape(axes[0], -1) if len(axes) > 2 else y, multi_output=True, y_numeric=True)
+    check_consistent_length(np.empty(n), flat)
+    return np.asarray(flat, np.float64).reshape(axes)
+
+
 def gathered(x: np.ndarray, y: np.ndarray, sample_weight: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(x, y, weight) of the data that differ, in lexical order: a datum seen k times is one of weight k.
 

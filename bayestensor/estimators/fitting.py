@@ -14,6 +14,7 @@ from bayestensor.estimators.counting import rank_shares, seen_noise
 from bayestensor.estimators.growing import grow, spectral_start, starts_by_spectrum
 from bayestensor.estimators.inputs import Observed
 from bayestensor.estimators.networks import side_features, smooth_cores
+from bayestensor.estimators.progress import Told, told
 from bayestensor.estimators.starting import (
     PORTION,
     best_starts,
@@ -58,6 +59,7 @@ class Plan:
     side: Any = None
     noise_by: int | None = None
     early: bool = False  # whether burning in may end before `burn_in` sweeps
+    verbose: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,16 +105,18 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
     if blocked and plan.inference == "variational":
         raise ValueError(f"max_rank gives a core's rows more than {LARGEST} unknowns: too many for 'variational'")
     how = MAP if blocked or plan.inference == "map" else VARIATIONAL
-    model, states, ranks = _starts(model, data, given, values, plan, how, rng)
-    each = -(-plan.num_draws // len(states))
+    with told(plan.verbose) as bar:
+        model, states, ranks = _starts(model, data, given, values, plan, how, rng)
+        each = -(-plan.num_draws // len(states))
+        bar.drawing(len(states) * (plan.burn_in + each))
 
-    def drawn(chain) -> State:
-        own, state = chain
-        if plan.inference == "gibbs":
-            return _draws(model, state, data, given, plan, each, own)
-        return _from_mean_field(state, plan.num_draws if plan.inference == "variational" else 1, own, model)
+        def drawn(chain) -> State:
+            own, state = chain
+            if plan.inference == "gibbs":
+                return _draws(model, state, data, given, plan, each, own, bar)
+            return _from_mean_field(state, plan.num_draws if plan.inference == "variational" else 1, own, model)
 
-    traces = side_by_side(drawn, list(zip(rng.spawn(len(states)), states, strict=True)))
+        traces = side_by_side(drawn, list(zip(rng.spawn(len(states)), states, strict=True)))
     trace = jax.tree.map(lambda *draws: np.stack(draws), *traces)
     cores = trace.cores
     if not all(np.isfinite(core).all() for core in cores.values()):
@@ -125,15 +129,15 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
     noise = trace.precision**-0.5
     for share in trace.noises.values():
         noise = noise[..., None] * share**-0.5
-    told = (noise**2).reshape(-1, *noise.shape[2:])
+    variance = (noise**2).reshape(-1, *noise.shape[2:])
     if plan.noise_by is not None:
-        told = told @ given.counts(plan.noise_by) / len(given.values)
-    told = 1 / told
+        variance = variance @ given.counts(plan.noise_by) / len(given.values)
+    precision = 1 / variance
     if model.discrete:  # what an entry tells of its log odds or log rate, at the mean
         mean = values.mean()
-        told = np.full(len(told), max(mean if plan.likelihood == "poisson" else mean * (1 - mean), 1e-6))
+        precision = np.full(len(precision), max(mean if plan.likelihood == "poisson" else mean * (1 - mean), 1e-6))
     flat = {name: core.reshape(-1, *core.shape[2:]) for name, core in cores.items()}
-    shares = rank_shares(model.network, flat, seen_noise(model.network, told, len(given.values)))
+    shares = rank_shares(model.network, flat, seen_noise(model.network, precision, len(given.values)))
     return Fit(model.network, cores, trace.effects.values, noise, shares, diagnostics)
 
 
@@ -196,7 +200,9 @@ def default_chains(network: Network, given: Observed, plan: Plan) -> int:
     return max(1, min(_MOST_CHAINS, int(_WORTH_CHAINS / (sweeps_each * work(network, given)))))
 
 
-def _draws(model: Conjugate, state: State, data: Observations, given: Observed, plan: Plan, count: int, rng) -> State:
+def _draws(
+    model: Conjugate, state: State, data: Observations, given: Observed, plan: Plan, count: int, rng, bar: Told
+) -> State:
     """Burn in and draw: `count` states without covariances.
 
     Of CP burning in ends early, where the plan allows it, once the noise precision's mean over a portion is that over
@@ -216,8 +222,10 @@ def _draws(model: Conjugate, state: State, data: Observations, given: Observed, 
         if early and before and abs(math.log(mean / before)) < moves:
             burn_in, early = min(burn_in, done * PORTION), False
         before = mean
+        bar.swept(PORTION)
         if done * PORTION >= burn_in + count:
             break
+    bar.swept(plan.burn_in + count - done * PORTION)
     return jax.tree.map(lambda *a: np.concatenate(a)[burn_in:][:count], *traces)
 
 

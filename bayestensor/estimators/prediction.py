@@ -16,6 +16,7 @@ import numpy as np
 from jax.scipy.special import expit
 from jax.scipy.stats import norm, poisson, t
 
+from bayestensor.estimators.residuals import noise_scales
 from bayestensor.models.augment import DEGREES_OF_FREEDOM
 from bayestensor.models.compiled import quick_jit
 from bayestensor.models.effects import CONSTANT
@@ -29,6 +30,7 @@ _BLOCK = 8192
 _MOST_STEPS = 60
 _TAIL = (1.330274429, -1.821255978, 1.781477937, -0.356563782, 0.319381530)
 _CLOSE = 1e-6  # in probability
+_FEWEST_SCALES = 32  # normal laws that stand in for Student's t in intervals
 
 Drawn: TypeAlias = tuple[dict[str, Array], dict[str, Array]]  # cores and effects
 Noise: TypeAlias = dict[str, Array]  # its scale under its mode's name, or CONSTANT
@@ -47,6 +49,8 @@ class Posterior(NamedTuple):
             function of network and effects, and quantiles those of the probability. For 'poisson' entries are rates,
             their exponential function, and quantiles those of a count.
         noise_by: name of the mode whose indices have a noise scale of their own.
+        df: of 'gaussian', degrees of freedom of the t of standard deviation `noise` that an observation has around the
+            tensor; infinite for the normal law. Intervals have normal laws of `noise_scales` in its place.
     """
 
     network: Network
@@ -56,6 +60,7 @@ class Posterior(NamedTuple):
     shape: tuple[int, ...]
     likelihood: str = "gaussian"
     noise_by: str | None = None
+    df: float = math.inf
 
     def moments(self, coords: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(mean, variance) of the tensor, without noise, at coordinates (n, modes) or everywhere.
@@ -78,7 +83,8 @@ class Posterior(NamedTuple):
         if self.likelihood == "poisson":
             return tuple(self._count(mean, variance, p, coords) for p in probabilities)
         sd = np.sqrt(self.observed(mean, variance, coords))
-        return tuple(self._run(_quantile, coords, mean, sd, p)[0] for p in probabilities)
+        mixed = self._mixed()
+        return tuple(mixed._run(_quantile, coords, mean, sd, p)[0] for p in probabilities)
 
     def observed(self, mean: np.ndarray, variance: np.ndarray, coords: np.ndarray | None) -> np.ndarray:
         """Variance of an observation, from the moments of the tensor at these coordinates."""
@@ -94,7 +100,19 @@ class Posterior(NamedTuple):
 
     def log_density(self, values: np.ndarray, coords: np.ndarray) -> np.ndarray:
         """`log mean over draws of p(value | entry, noise)`, one number a coordinate."""
-        return self._run(_log_density, coords, values)[0]
+        return self._run(_log_density, coords, values, None if math.isinf(self.df) else self.df)[0]
+
+    def _mixed(self) -> Posterior:
+        """Draws that have a scale of noise each, so that their normal laws mix to the t; more than once where few."""
+        if math.isinf(self.df):
+            return self
+        times = -(-_FEWEST_SCALES // len(self.noise))
+        cores, effects = (
+            {name: np.concatenate([row] * times) for name, row in drawn.items()} for drawn in (self.cores, self.effects)
+        )
+        noise = np.concatenate([self.noise] * times)
+        scales = noise_scales(self.df, len(noise)).reshape(-1, *(1,) * (noise.ndim - 1))
+        return self._replace(cores=cores, effects=effects, noise=noise * scales, df=math.inf)
 
     def _count(self, mean: np.ndarray, variance: np.ndarray, p: float, coords: np.ndarray | None) -> np.ndarray:
         """The least count with probability p or more at or below it, of the mixture of Poisson laws.
@@ -189,13 +207,15 @@ def _below(likelihood: str, z: Array) -> tuple[Array, Array]:
     return jnp.where(z > 0, 1 - above, above), density
 
 
-def _log_p(likelihood: str, value: Array, x: Array, noise: Array) -> Array:
+def _log_p(likelihood: str, value: Array, x: Array, noise: Array, df: Array | None) -> Array:
     if likelihood == "bernoulli":
         return jnp.log(jnp.where(value > 0.5, x, 1 - x))
     if likelihood == "poisson":
         return poisson.logpmf(value, x)
     if likelihood == "student_t":
         return t.logpdf(value, DEGREES_OF_FREEDOM, x, noise)
+    if df is not None:
+        return t.logpdf(value, df, x, noise * jnp.sqrt(1 - 2 / df))
     return norm.logpdf(value, x, noise)
 
 
@@ -252,10 +272,10 @@ def _quantile(network, likelihood, drawn, noise, at, mean, sd, p) -> Array:
 
 
 @partial(jax.jit, static_argnames=("network", "likelihood"))
-def _log_density(network, likelihood, drawn, noise, at, values) -> Array:
+def _log_density(network, likelihood, drawn, noise, at, values, df) -> Array:
     def add(total, one):
         x, s = _values(network, likelihood, one[0], at), _noise_at(network, one[1], at)
-        return jnp.logaddexp(total, _log_p(likelihood, values, x, s)), None
+        return jnp.logaddexp(total, _log_p(likelihood, values, x, s, df)), None
 
     total, _ = jax.lax.scan(add, jnp.full_like(values, -jnp.inf), (drawn, noise))
     return total - jnp.log(len(next(iter(noise.values()))))

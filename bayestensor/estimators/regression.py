@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from sklearn.base import RegressorMixin
 
-from bayestensor.estimators.chains import check_mixing, is_dear, portions, pruned, run_chains, starts, warmed_up
+from bayestensor.estimators.chains import agreed, is_dear, portions, pruned, run_chains, starts, warmed_up
 from bayestensor.estimators.coefficient import (
     CoefficientEstimator,
     check_plan,
@@ -29,6 +29,7 @@ from bayestensor.estimators.covariates import (
     in_network,
     mode_bases,
     read_covariates,
+    read_response,
     response_units,
     seed_of,
 )
@@ -67,7 +68,8 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
             kernels the one of highest evidence, if data left out are then better predicted than without; predictions
             then mix several kernels, weighed by cross-validated density (of 30 to 500 data; `estimators.stacking`).
         inference: 'gibbs' (draws) or 'map' (the mode; no uncertainty but noise and remainder).
-        num_draws, burn_in: Gibbs sweeps of each chain that are kept, and before that dropped.
+        num_draws, burn_in: Gibbs sweeps of each chain that are kept, and before that dropped. Where the chains then
+            disagree they run on, up to seven times num_draws in all, and thinned draws of the last run are kept.
         chains: independent ones.
         random_state: a seed or a `numpy.random.RandomState`.
 
@@ -105,7 +107,7 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
         check_plan(self)
         check_remainder(self.remainder)
         x, self.covariate_shape_ = read_covariates(self, X)
-        y = self._read_response(y, len(x))
+        y = read_response(y, len(x))
         self.response_shape_ = y.shape[1:]
         x, flat_y, weight = gathered(x, y.reshape(len(y), -1), sample_weight)
         if sample_weight is not None and not weight.sum() > 1:
@@ -119,27 +121,40 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
             cols = tuple(n for n in self.response_shape_ if n > 1)  # a column is the same fit as a vector
             model, families = coefficient_model(self, self._bases, cols, len(x))
             self._data = self._centred(self._remainder, x, flat_y, model.network, families)
-            trace, left_out = self._run(model, flat_y)
+            trace, counted, r_hat, left_out = self._run(model, flat_y)
         self.draws_ = _as_draws(trace)
-        self._summarise(trace)
+        self._summarise(trace, counted, r_hat)
         self._deal(x, flat_y, families)
         self.diagnostics_["left_out_density"] = left_out
         self.diagnostics_["seconds"] = time.perf_counter() - began
         return self
 
-    def _run(self, model: Coefficient, y: np.ndarray) -> tuple[RegressionState, dict[str, float]]:
-        """(states, left-out log density with and without the remainder): of 'auto', those with the higher density."""
+    def _run(
+        self, model: Coefficient, y: np.ndarray
+    ) -> tuple[RegressionState, Any, dict[str, float], dict[str, float]]:
+        """(states, which indices count, R-hat, left-out log density with and without the remainder)."""
         model, first = self._start(model)
-        self.network_, seed, moves = model.network, seed_of(self.random_state), partial(sweeps, model)
-        run = partial(run_chains, self, moves, seed)
-        if self.remainder != "auto" or self.inference != "gibbs":
-            return run(first, self._data, self.burn_in, self.num_draws), {}
+        self.network_ = model.network
+        run = partial(run_chains, self, partial(sweeps, model), seed_of(self.random_state))
+        left_out: dict[str, float] = {}
+        if self.remainder == "auto" and self.inference == "gibbs":
+            trace, left_out = self._compared(run, first, y)
+        else:
+            trace = run(first, self._data, self.burn_in, self.num_draws)
+
+        def more(last: RegressionState, draws: int, at: int) -> RegressionState:
+            return run(last, self._data, 0, draws, first=at)
+
+        return *agreed(self, more, trace, self._described), left_out
+
+    def _compared(self, run: Any, first: RegressionState, y: np.ndarray) -> tuple[RegressionState, dict[str, float]]:
+        """With or without the remainder: states with the higher left-out log density, and both densities."""
         data, few = {"with": self._data, "without": _alone(self._data)}, min(_TRIAL, self.num_draws)
         plans = {"with": (self.burn_in, 0), "without": (self.burn_in // 2, _OTHER)}  # W stood alone in its warm-up
         traces = {name: run(first, data[name], burn_in, few, first=at) for name, (burn_in, at) in plans.items()}
         found = {}
         for name, t in traces.items():
-            density = left_out_density(model.network, _flat(t), data[name], self._remainder, y)
+            density = left_out_density(self.network_, _flat(t), data[name], self._remainder, y)
             found[name] = float(np.average(density, weights=self._remainder.half**2))
         chosen = max(found, key=lambda name: found[name])
         if chosen == "without":
@@ -179,7 +194,7 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
 
     def _deal(self, x: np.ndarray, y: np.ndarray, families: dict[str, Family]) -> None:
         """Where 'auto' keeps a remainder, draws dealt to several kernels: W stays, noise and ratio are drawn anew."""
-        flat, seed = self.draws_.flat(), np.uint32(seed_of(self.random_state))
+        flat, seed = self.draws_.flat(), seed_of(self.random_state)
         noise = {name: np.array(flat[name]) for name in ("precision", "ratio")}
         several = self.remainder == "auto" and self.inference == "gibbs" and self._remainder.kind is not None
         kernels: list[tuple[float, Remainder]] = []
@@ -193,7 +208,7 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
                 continue
             data, at = self._centred(remainder, x, y, self.network_, families), np.concatenate(mine)
             with jax.enable_x64(True):
-                found = noise_given(self.network_, seed, np.uint32(3 * _OTHER + k), flat["cores"], data)
+                found = noise_given(self.network_, seed, 3 * _OTHER + k, flat["cores"], data)
             for name, values in zip(noise, found, strict=True):
                 noise[name][at] = np.asarray(values)[at]
             self._members.append((mine, remainder, data))
@@ -225,36 +240,28 @@ class TensorRegressor(GaussianPredictive, RegressorMixin, CoefficientEstimator):
         )
         return Centred(*arrays)
 
-    def _summarise(self, trace: RegressionState) -> None:
+    def _described(self, trace: RegressionState) -> tuple[Any, dict[str, np.ndarray]]:
+        """Which indices count in each draw, and what chains must agree about."""
+        flat, shape = _flat(trace), trace.precision.shape[:2]
+        counted, fitted = _summary(self.network_, flat, self._data)
+        by_chain = {"predictions": np.asarray(fitted), "noise": -0.5 * np.log(flat["precision"])}
+        return counted, {name: a.reshape(*shape, *a.shape[1:]) for name, a in by_chain.items()}
+
+    def _summarise(self, trace: RegressionState, counted: Any, r_hat: dict[str, float]) -> None:
         flat = self.draws_.flat()
         shape, k = (*self.covariate_shape_, *self.response_shape_), self._y_units.mean.size
         weight = mean_coefficient(self.network_, flat["cores"]).reshape(*[b.shape[1] for b in self._bases], k)
         weight = expand(weight, self._bases).reshape(-1, k) * (self._y_units.scale / self._x_units.scale)
         self.coef_ = weight.reshape(shape)
         self.intercept_ = _plain((self._y_units.mean - self._x_units.mean @ weight).reshape(self.response_shape_))
-        with jax.enable_x64(True):
-            counted, fitted = _summary(self.network_, flat, self._data)
         self.rank_posterior_ = rank_shares(counted)
         self.rank_ = most_frequent_rank(self.rank_posterior_)
-        by_chain = {"predictions": np.asarray(fitted), "noise": -0.5 * np.log(flat["precision"])}
-        shape = self.draws_.shape
         self.diagnostics_: dict[str, Any] = {
-            "r_hat": check_mixing(self, {name: a.reshape(*shape, *a.shape[1:]) for name, a in by_chain.items()}),
+            "r_hat": r_hat,
             "remainder": (self._remainder.kind, self._remainder.length),
             "correlations": {k: float(CORRELATIONS[v].mean()) for k, v in trace.coefficient.member.items()},
             "independent_share": float(self._data.share),
         }
-
-    def _read_response(self, y: Any, n: int) -> np.ndarray:
-        from sklearn.utils.validation import _check_y, check_consistent_length
-
-        if y is None:
-            raise ValueError("requires y to be passed, but the target y is None")
-        y = y if hasattr(y, "shape") else np.asarray(y)
-        axes = y.shape
-        flat = _check_y(np.asarray(y).reshape(axes[0], -1) if len(axes) > 2 else y, multi_output=True, y_numeric=True)
-        check_consistent_length(np.empty(n), flat)
-        return np.asarray(flat, np.float64).reshape(axes)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

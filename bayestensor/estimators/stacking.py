@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from bayestensor.estimators.remainder import LENGTHS, Plan, Remainder, build, equalising, log_evidence, of_ratios
+from bayestensor.models.coefficient import generator
 from bayestensor.models.compiled import quick_jit
-from bayestensor.models.numbers import Numbers, draw_numbers
-from bayestensor.models.regression import RATIOS, Centred, noise_count, pick_noise
+from bayestensor.models.regression import RATIOS, Centred, noise_numbers, pick_noise
 from bayestensor.tensor.design import responses
 from bayestensor.tensor.network import Network
 
@@ -122,15 +122,17 @@ def dealt(weights: list[float], total: int) -> list[list[Any]]:
     return [hands[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
-@partial(quick_jit, static_argnames="network")
-def noise_given(network: Network, seed: Any, part: Any, cores: Any, data: Centred) -> Any:
+def noise_given(network: Network, seed: int, part: int, cores: Any, data: Centred) -> Any:
     """(precision, ratio) drawn given each draw of W [draw, ...]: of another kernel than W was drawn with."""
-    key, total = jax.random.fold_in(jax.random.key(seed), part), len(jax.tree.leaves(cores)[0])
-    numbers = draw_numbers(key, (total,), noise_count(data), data.y.dtype)
+    numbers = noise_numbers(generator(seed, part), len(jax.tree.leaves(cores)[0]), data)
+    return _noise_given(network, numbers, cores, data)
 
+
+@partial(quick_jit, static_argnames="network")
+def _noise_given(network: Network, numbers: Any, cores: Any, data: Centred) -> Any:
     def one(now):
         own, mine = now
-        return pick_noise(Numbers(*mine), data.y - responses(network, own, data.x), data, 1.0)
+        return pick_noise(mine, data.y - responses(network, own, data.x), data, 1.0)
 
     return jax.lax.map(one, (cores, numbers))
 

@@ -154,7 +154,7 @@ def _penalty_problems(config: Config) -> list[str]:
     found = [
         f"model.{key}: given {given!r}; prior svd_penalty is of format svd alone"
         for key, given in formats.items()
-        if given not in ("svd", "dense")
+        if given not in ("svd", "svd_spatial", "dense")
     ]
     if config.prune.epochs and config.prune.rule == "scale":
         found.append("prune.rule: given 'scale'; prior svd_penalty has no scales: take energy or norm_lost")

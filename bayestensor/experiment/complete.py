@@ -12,6 +12,7 @@ import numpy as np
 from bayestensor.errors import DataError
 from bayestensor.estimators import TensorCompletion
 from bayestensor.estimators import inputs as tensors
+from bayestensor.experiment import task as tasks
 from bayestensor.files import vacant, write_atomically, writing
 
 LEVEL = 0.9
@@ -74,6 +75,41 @@ def complete(path: Path, out: Path, options: Mapping[str, Any], hold_out: float,
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     _write(model, observed, path, out)
+    return _finish(model, observed, held, summary, out)
+
+
+def complete_known(path: Path, out: Path, seed: int | None, data_dir: Path | None, said: Callable[[str], None]) -> Any:
+    """As `complete`, by a config (see `experiment.task`): its hidden entries are known, and scored.
+
+    `completed.npz` has the whole tensor, or where that is too large the hidden entries, with their coordinates.
+
+    Raises:
+        ConfigError, DataError, RunError: as `task.load`, `task.hide` and `complete`.
+    """
+    task = tasks.load(path, seed)
+    known = tasks.hide(task, data_dir)
+    vacant(out)
+    try:
+        observed = tensors.read(*known.given)
+        said(f"{len(observed.values):,} observed entries of a tensor of shape {observed.shape}")
+        model = TensorCompletion(**tasks.estimator(task)).fit(*known.given)
+        said(f"hidden: {len(known.truth):,} entries, to see how well they are predicted")
+        held = _scored(model, known.coords, known.truth)
+    except (ValueError, FloatingPointError) as error:
+        raise DataError(f"{path}: {error}") from error
+    arrays = (
+        _predictions(model)
+        if np.prod(observed.shape, dtype=float) <= _LARGEST_TABLE
+        else {"coords": known.coords} | {name: held[name] for name in ("mean", "low", "high")}
+    )
+    summary = _summary(model, observed, held) | {"task": task.model_dump(exclude={"estimator"})}
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(out / "completed.npz", **arrays)
+    return _finish(model, observed, held, summary, out)
+
+
+def _finish(model, observed, held, summary, out: Path) -> tuple[TensorCompletion, dict[str, Any]]:
     write_atomically(out / "summary.json", json.dumps(summary, indent=2).encode())
     from bayestensor.experiment.complete_figures import write_figures
 
@@ -82,7 +118,7 @@ def complete(path: Path, out: Path, options: Mapping[str, Any], hold_out: float,
 
 
 def _held_out(observed: tensors.Observed, options: Mapping[str, Any], share: float, said) -> dict[str, np.ndarray]:
-    """Predictions of entries that a fit did not see: truth, mean, and quantiles at every twentieth."""
+    """Predictions of entries that a fit did not see."""
     from sklearn.model_selection import train_test_split
 
     if not 0 < share < 1:
@@ -90,7 +126,11 @@ def _held_out(observed: tensors.Observed, options: Mapping[str, Any], share: flo
     train, test = train_test_split(np.arange(len(observed.values)), test_size=share, random_state=0)
     said(f"held out: {len(test):,} entries, to see how well they are predicted")
     model = TensorCompletion(**options).fit(observed.coords[train], observed.values[train], observed.shape)
-    at, truth = observed.coords[test], observed.values[test]
+    return _scored(model, observed.coords[test], observed.values[test])
+
+
+def _scored(model: TensorCompletion, at: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Truth, mean, ends of the interval, shares inside intervals of nine levels, and scores."""
     levels = np.arange(0.1, 1, 0.1)
     inside = [
         np.mean((low <= truth) & (truth <= high)) for low, high in (model.predict_interval(p, at) for p in levels)
@@ -114,11 +154,12 @@ def _summary(model: TensorCompletion, observed: tensors.Observed, held: dict[str
         "format": model.format_,
         "rank": model.rank_,
         "noise": None if np.isnan(model.noise_).any() else np.asarray(model.noise_).tolist(),
+        "noise_df": model.noise_df_ if np.isfinite(model.noise_df_) else None,
         "seconds": round(model.diagnostics_["seconds"], 2),
         "parameters": {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in model.get_params().items()
-            if isinstance(value, (str, int, float, tuple, type(None)))
+            if isinstance(value, (str, int, float, tuple, type(None))) and name != "verbose"
         },
     }
     if held is not None:

@@ -167,7 +167,8 @@ def completion_table(summary: dict[str, Any]) -> Table:
     if summary["noise"] is not None:
         noise = summary["noise"]
         several = isinstance(noise, list)
-        table.add_row("noise", f"{min(noise):.4g} to {max(noise):.4g}" if several else f"{noise:.4g}")
+        law = "normal" if summary["noise_df"] is None else f"t, {summary['noise_df']:g} degrees of freedom"
+        table.add_row("noise", (f"{min(noise):.4g} to {max(noise):.4g}" if several else f"{noise:.4g}") + f" ({law})")
     table.add_row("time", f"{summary['seconds']:.1f} s")
     held = summary.get("held_out")
     if held:

@@ -64,7 +64,7 @@ class Layer:
             from bayestensor.nn.conv import conv_flops
 
             size, stage = (self.stage.kernel_size,) * 2, self.stage
-            return conv_flops(self.network, size, batch * stage.pixels, batch * stage.windows) / batch + biases
+            return conv_flops(self.network, size, batch, stage.in_shape[:2], stage.conv_space) / batch + biases
         from bayestensor.tensor.plan import matvec_flops
 
         return matvec_flops(self.network, batch) / batch + biases

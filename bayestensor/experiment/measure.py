@@ -97,7 +97,9 @@ def layer_table(model: NeuralModel, initial: dict[str, dict[str, int]], position
             row["params_initial"] += network.resized(initial[name]).num_parameters - network.num_parameters
             row["flops_final"] = matvec_flops(network, 1)
             if stage is not None:
-                row["flops_final"] = conv_flops(network, (stage.kernel_size,) * 2, stage.pixels, stage.windows)
+                row["flops_final"] = conv_flops(
+                    network, (stage.kernel_size,) * 2, 1, stage.in_shape[:2], stage.conv_space
+                )
         rows.append(row)
     return rows
 

@@ -94,6 +94,7 @@ FORMAT_NAMES = (
     "hierarchical_tucker",
     "svd",
 )
+KERNEL_FORMATS = (*FORMAT_NAMES, "svd_spatial")
 
 
 class _Network(Section):
@@ -125,7 +126,7 @@ class Lenet5(_Network):
     norm: bool = False  # batch normalisation after every convolution
     average: Count = 1  # side of the squares whose mean the linear layers see
     hidden: tuple[Count, ...] = (500,)
-    conv_format: Literal[FORMAT_NAMES] = "tensor_train"  # type: ignore[valid-type]  # (out, window, in): Tucker-2
+    conv_format: Literal[KERNEL_FORMATS] = "tensor_train"  # type: ignore[valid-type]  # (out, window, in): Tucker-2
     conv_rank: Rank = 20
     least_channels: Count = 1  # kernels of fewer inputs stay dense
     dense_head: bool = False  # whether the last layer stays dense
@@ -154,7 +155,7 @@ class Resnet(Section):
 
     name: Literal["resnet"]
     depth: Annotated[int, Field(ge=8)] = 20
-    format: Literal[FORMAT_NAMES] = "tensor_train"  # type: ignore[valid-type]
+    format: Literal[KERNEL_FORMATS] = "tensor_train"  # type: ignore[valid-type]
     rank: Rank = 16
     least_channels: Count = 16  # kernels of fewer inputs stay dense
 

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayestensor.models.compiled import AnyArray
 from bayestensor.models.conditionals import pick_scales
-from bayestensor.models.numbers import Count, Numbers, draw_numbers
 from bayestensor.models.whitened import row_space_draw, unknown_space_draw
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.contract import contract
@@ -47,6 +47,15 @@ class CoefficientState(NamedTuple):
     member: dict[str, Array]
 
 
+class Numbers(NamedTuple):
+    """What `move` draws from, made on the host as completion's `Chance` is: quicker there, and no code here."""
+
+    bits: AnyArray  # [2], unsigned: of a key, for the scales, whose laws depend on what is drawn
+    normal: AnyArray  # [entries of all cores, and rows of those solved by rows]
+    choice: AnyArray  # [core, 5], U(0, 1): of the Metropolis steps
+    member: AnyArray  # [smooth core], U(0, 1)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Family:
@@ -73,10 +82,15 @@ class Coefficient:
     variance: float
     smooth: tuple[str, ...] = ()
 
-    def count(self, shape: tuple[int, ...]) -> Count:
-        """Random numbers of a sweep over weights of that shape."""
-        noise = sum(self._noise_size(core.name, shape) for core in self.network.cores)
-        return Count(noise, 5 * len(self.network.cores) + len(self.smooth))
+    def numbers(self, rng: np.random.Generator, n: int, shape: tuple[int, ...]) -> Numbers:
+        """Those of n moves over weights of that shape, along a new first axis."""
+        cores = self.network.cores
+        return Numbers(
+            rng.integers(2**32, size=(n, 2), dtype=np.uint32),
+            rng.standard_normal((n, sum(self._noise_size(core.name, shape) for core in cores))),
+            rng.random((n, len(cores), 5)),
+            rng.random((n, len(self.smooth))),
+        )
 
     def move(
         self,
@@ -91,7 +105,7 @@ class Coefficient:
         """Every core given the others, then the members of the families and the scales.
 
         Args:
-            numbers: of this sweep.
+            numbers: of this move.
             state: where W stands.
             x: covariates.
             weight: w.
@@ -100,15 +114,16 @@ class Coefficient:
             draw: 1 to draw, 0 for conditional means and modes.
         """
         network, cores, scales = self.network, dict(state.cores), dict(state.scales)
-        sizes = [self._noise_size(core.name, weight.shape) for core in network.cores]
+        ends = np.cumsum([self._noise_size(core.name, weight.shape) for core in network.cores])
+        pieces = jnp.split(draw * numbers.normal, ends[:-1])
         member: dict[str, Any] = dict(state.member)
-        for size, core in zip(sizes, network.cores, strict=True):
+        for piece, choice, core in zip(pieces, numbers.choice, network.cores, strict=True):
             name, family = core.name, families.get(core.name)
-            piece, choice = numbers.normal(size) * draw, numbers.uniform(5)
             now = cores, scales, member.get(name)
             cores, scales, member[name] = self._core(name, now, x, weight, target, family, piece, choice, draw)
-        chosen, white = self._members(numbers, cores, scales, families, draw)
-        scales = pick_scales(numbers.key, self.network, self.prior, self.variance, scales, white, draw)
+        chosen, white = self._members(numbers.member, cores, scales, families, draw)
+        key = jax.random.wrap_key_data(numbers.bits)
+        scales = pick_scales(key, self.network, self.prior, self.variance, scales, white, draw)
         return CoefficientState(cores, scales, chosen)
 
     def _systems(self, name: str, shape: tuple[int, ...]) -> tuple[int, int, int, bool]:
@@ -208,18 +223,18 @@ class Coefficient:
         counts = [network.shrunk_by(core.name).count(bond) for core in network.cores]
         return bond, delta, 0.5 * counts[place] * along, 0.5 * sum(counts) * along
 
-    def _members(self, numbers, cores, scales, families, draw) -> tuple[dict[str, Array], dict[str, Array]]:
+    def _members(self, u, cores, scales, families, draw) -> tuple[dict[str, Array], dict[str, Array]]:
         """Member of each family given its core, and the cores with that covariance taken out.
 
         `log p(K) = -p log det(root) - sum_p |root^-1 core[:, p]|^2 / (2 variance_p)`.
         """
         member, white = {}, dict(cores)
-        for name in self.smooth:
+        for k, name in enumerate(self.smooth):
             family, rows = families[name], to_systems(self.network, name, cores[name])[0]
             every = family.inverse @ rows[None]  # [g, q, p]
             sd = core_sd(self.network, name, scales, self.variance)
             log_p = -rows.shape[1] * family.log_det - 0.5 * ((every / sd[None, None]) ** 2).sum((1, 2))
-            member[name] = pick_place(numbers.uniform(), log_p, draw)
+            member[name] = pick_place(u[k], log_p, draw)
             white[name] = from_systems(self.network, name, every[member[name]][None])
         return member, white
 
@@ -234,23 +249,35 @@ def pick_place(u: Float[Array, "*k"], log_p: Float[Array, "g *k"], draw: float |
     return jnp.where(draw > 0, jnp.minimum(drawn, len(log_p) - 1), jnp.argmax(log_p, axis=0))
 
 
-def run_portion(
-    sweep: Callable[[Numbers, Any], Any], count: Count, seed: Array, part: Array, states: Any
-) -> tuple[Any, Any]:
-    """PORTION sweeps of each chain, the `part`-th portion of the run: (last states, all states [chain, sweep, ...]).
+def portion_numbers(make: Callable[[np.random.Generator, int], Any], seed: int, part: int, chains: int) -> Any:
+    """Numbers of the `part`-th portion of a run's sweeps [chain, sweep, ...], of each chain a stream of its own.
+
+    Args:
+        make: (generator, n) -> the numbers of n sweeps.
+        seed: of the run.
+        part: number of the portion, below 2^32.
+        chains: how many.
+    """
+    every = [make(generator(seed, part, chain), PORTION) for chain in range(chains)]
+    return jax.tree.map(lambda *a: np.stack(a), *every)
+
+
+def generator(seed: int, *key: int) -> np.random.Generator:
+    """One of its own for each seed and key; of a plain list of numbers, zeros at the end would make no difference."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def run_portion(sweep: Callable[[Any, Any], Any], numbers: Any, states: Any) -> tuple[Any, Any]:
+    """As many sweeps of each chain as there are numbers: (last states, all states [chain, sweep, ...]).
 
     Args:
         sweep: (numbers, state) -> the next state.
-        count: of the numbers it takes.
-        seed: of the run.
-        part: number of the portion.
+        numbers: [chain, sweep, ...].
         states: of the chains.
     """
-    first = jax.tree.leaves(states)[0]
-    numbers = draw_numbers(jax.random.fold_in(jax.random.key(seed), part), (len(first), PORTION), count, first.dtype)
 
     def one(state, now):
-        state = sweep(Numbers(*now), state)
+        state = sweep(now, state)
         return state, state
 
     return jax.lax.map(lambda now: jax.lax.scan(one, now[0], now[1]), (states, numbers))

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from bayestensor.models.scale_moves import exchange_levels
 from bayestensor.priors.base import ScalePrior, conditional
-from bayestensor.priors.log_gamma import GammaNumbers, log_gamma
 from bayestensor.tensor.contract import bond_energy, contract
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.normal import split_legs
@@ -86,10 +85,3 @@ def best_precision(count: Array, residual: Array) -> Float[Array, ""]:
 def precision_shape(count: Any) -> Any:
     """Of the gamma law of the noise precision given `count` observations, whose mean is `best_precision`."""
     return 0.5 * count + _SHAPE
-
-
-def precision_of(numbers: GammaNumbers, count: Array, residual: Array, draw: float | Array) -> Float[Array, ""]:
-    """Of the noise: Gamma(count / 2, residual / 2) drawn from random numbers that there are, or `count / residual`."""
-    shape, best = precision_shape(count), best_precision(count, residual)
-    drawn = jnp.exp(log_gamma(numbers, shape) - jnp.log(shape)) * best
-    return jnp.minimum(jnp.where(draw > 0, drawn, best), HIGHEST_PRECISION)

@@ -27,13 +27,13 @@ from bayestensor.models.compiled import AnyArray, asked_in_turn, quick_jit
 from bayestensor.models.conditionals import (
     HIGHEST_PRECISION,
     best_precision,
-    pick_levels,
     pick_scales,
     precision_shape,
     prior_precision,
 )
 from bayestensor.models.effects import Effects, spread_out, taken_off, update
 from bayestensor.models.effects import start as no_effects
+from bayestensor.models.gauge import regauged
 from bayestensor.models.noise import pick_shares, reweighted
 from bayestensor.models.rows import CORRELATIONS, innovations, pick_correlations, row_posterior, smooth_posterior
 from bayestensor.models.side import Features, Side
@@ -182,17 +182,7 @@ class Conjugate:
         sides = self._maps(side_keys[1], swept.cores, scales, strengths, draw) if self.sides else {}
         precision = jnp.where(hold, state.precision, jnp.minimum(precision, HIGHEST_PRECISION))
         new = State(swept.cores, swept.covariances, scales, correlations, precision, effects, sides, noises)
-        return self._levelled(jax.random.fold_in(scale_key, len(scales)), new, draw) if len(scales) > 1 else new
-
-    def _levelled(self, key, state: State, draw) -> State:
-        """The same tensor with a factor moved from bond to bond (see `pick_levels`)."""
-        scales, by = pick_levels(key, self.network, self.prior, state.scales, draw)
-        return state._replace(
-            cores={name: core * by[name] for name, core in state.cores.items()},
-            covariances={name: spread * by[name] ** 2 for name, spread in state.covariances.items()},
-            sides={name: own._replace(map=own.map * by[name]) for name, own in state.sides.items()},
-            scales=scales,
-        )
+        return regauged(jax.random.fold_in(scale_key, len(scales)), self.network, self.prior, self.variance, new, draw)
 
     def _effects(
         self, hidden_key, effect_key, state: State, data: Observations, draw

@@ -9,20 +9,25 @@ no more in question.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bayestensor.models.augment import TERMS, polya_gamma_of
-from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, run_portion
-from bayestensor.models.compiled import quick_jit
-from bayestensor.models.numbers import Count, Numbers, gammas
+from bayestensor.models.coefficient import (
+    Coefficient,
+    CoefficientState,
+    Family,
+    Numbers,
+    portion_numbers,
+    run_portion,
+)
+from bayestensor.models.compiled import AnyArray, quick_jit
 from bayestensor.models.whitened import unknown_space_draw
-from bayestensor.priors.log_gamma import log_gamma
 from bayestensor.tensor.design import responses
 from bayestensor.typing import Array, Float
 
@@ -41,14 +46,12 @@ class Labelled:
         kappa: w/2 where the class is this one, -w/2 where it is a later one, 0 where it is an earlier one.
         basis: `U sqrt(s)` of the remainder's kernel `U diag(s) U^T`, one column of zeros where there is none.
         families: of the smooth cores.
-        weighted: whether any weight w is not 1.
     """
 
     x: Float[Array, "n *rows"]
     kappa: Float[Array, "n *cols"]
     basis: Float[Array, "n m"]
     families: dict[str, Family]
-    weighted: bool = field(default=False, metadata={"static": True})
 
 
 class LogisticState(NamedTuple):
@@ -60,32 +63,39 @@ class LogisticState(NamedTuple):
     ratio: Float[Array, "k"]
 
 
-def number_count(model: Coefficient, data: Labelled) -> Count:
-    """Random numbers of a sweep."""
-    k, terms = data.kappa[0].size, TERMS * data.kappa.size
-    omega = gammas(terms) if data.weighted else Count(0, terms)
-    return omega + model.count(data.kappa.shape) + Count(k * (data.basis.shape[1] + 1), 2 * k)
+class LogisticNumbers(NamedTuple):
+    """What a sweep draws from, made on the host."""
+
+    coefficient: Numbers
+    terms: AnyArray  # [TERMS, n, *cols], Gamma(w): of the Polya-Gamma variables
+    normal: AnyArray  # [k, m + 1]: of bias and remainder
+    choice: AnyArray  # [2, k], U(0, 1): of the ratio
+
+
+def sweep_numbers(model: Coefficient, rng: np.random.Generator, n: int, data: Labelled) -> LogisticNumbers:
+    """Those of n sweeps, along a new first axis."""
+    shape, k = data.kappa.shape, data.kappa[0].size
+    return LogisticNumbers(
+        model.numbers(rng, n, shape),
+        rng.standard_gamma(2 * np.abs(data.kappa), (n, TERMS, *shape)),
+        rng.standard_normal((n, k, data.basis.shape[1] + 1)),
+        rng.random((n, 2, k)),
+    )
 
 
 def sweep(
-    model: Coefficient, numbers: Numbers, state: LogisticState, data: Labelled, draw: float | Array
+    model: Coefficient, numbers: LogisticNumbers, state: LogisticState, data: Labelled, draw: float | Array
 ) -> LogisticState:
     """omega given everything; W, then bias and remainder, then the ratio given omega."""
     shape, k = data.kappa.shape, state.bias.size
     rest = state.bias[None] + data.basis @ (state.z * jnp.sqrt(state.ratio)[None])
     eta = responses(model.network, state.coefficient.cores, data.x) + rest.reshape(shape)
-    power, size = 2 * jnp.abs(data.kappa), (TERMS, *shape)
-    if data.weighted:
-        terms = jnp.exp(log_gamma(numbers.gamma(*size), jnp.broadcast_to(jnp.where(power > 0, power, 1.0)[None], size)))
-    else:
-        terms = numbers.exponential(*size)
-    omega = polya_gamma_of(terms, power, eta, draw)
+    omega = polya_gamma_of(numbers.terms, 2 * jnp.abs(data.kappa), eta, draw)
     target = data.kappa - omega * rest.reshape(shape)
-    coefficient = model.move(numbers, state.coefficient, data.x, omega, target, data.families, draw)
+    coefficient = model.move(numbers.coefficient, state.coefficient, data.x, omega, target, data.families, draw)
     low_rank = responses(model.network, coefficient.cores, data.x)
     omega, left = omega.reshape(-1, k), (data.kappa - omega * low_rank).reshape(-1, k)
-    normal, choice = numbers.normal(k, data.basis.shape[1] + 1), numbers.uniform(2, k)
-    bias, z, ratio = _pick_rest(normal, choice, state.ratio, data.basis, omega, left, draw)
+    bias, z, ratio = _pick_rest(numbers.normal, numbers.choice, state.ratio, data.basis, omega, left, draw)
     return LogisticState(coefficient, bias, z, ratio)
 
 
@@ -117,13 +127,17 @@ def _pick_rest(normal, choice, ratio, basis, omega, left, draw) -> tuple[Array, 
     return _BIAS_SD * found[:, 0], found[:, 1:].T, ratio
 
 
-@partial(quick_jit, static_argnames="model")
 def sweeps(
-    model: Coefficient, seed: Array, part: Array, states: LogisticState, data: Labelled, draw: float | Array
+    model: Coefficient, seed: int, part: int, states: LogisticState, data: Labelled, draw: float
 ) -> tuple[LogisticState, LogisticState]:
-    """PORTION sweeps of each chain: (last states, all states [chain, sweep, ...]). See `run_portion`."""
-    count = number_count(model, data)
-    return run_portion(lambda now, state: sweep(model, now, state, data, draw), count, seed, part, states)
+    """PORTION sweeps of each chain: (last states, all states [chain, sweep, ...]). See `portion_numbers`."""
+    numbers = portion_numbers(lambda rng, n: sweep_numbers(model, rng, n, data), seed, part, len(states.bias))
+    return _sweeps(model, numbers, states, data, draw)
+
+
+@partial(quick_jit, static_argnames="model")
+def _sweeps(model: Coefficient, numbers: Any, states: LogisticState, data: Labelled, draw: float | Array):
+    return run_portion(lambda now, state: sweep(model, now, state, data, draw), numbers, states)
 
 
 def stick_probabilities(eta: np.ndarray) -> np.ndarray:

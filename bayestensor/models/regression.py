@@ -13,18 +13,26 @@ Ventura, Statistica Sinica 21, 2011). Noise and remainder, learnt for each respo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.models.coefficient import Coefficient, CoefficientState, Family, pick_place, run_portion
-from bayestensor.models.compiled import quick_jit
-from bayestensor.models.conditionals import precision_of
-from bayestensor.models.numbers import Count, Numbers, gammas
+from bayestensor.models.coefficient import (
+    Coefficient,
+    CoefficientState,
+    Family,
+    Numbers,
+    pick_place,
+    portion_numbers,
+    run_portion,
+)
+from bayestensor.models.compiled import AnyArray, quick_jit
+from bayestensor.models.conditionals import HIGHEST_PRECISION, best_precision, precision_shape
 from bayestensor.tensor.design import responses
 from bayestensor.typing import Array, Float
 
@@ -63,15 +71,22 @@ class RegressionState(NamedTuple):
     ratio: Float[Array, "*cols"]
 
 
-def noise_count(data: Centred) -> Count:
-    """Random numbers of `pick_noise`."""
-    k = data.y[0].size
-    return Count(0, k) + gammas(k)
+class NoiseNumbers(NamedTuple):
+    """What `pick_noise` draws from, made on the host."""
+
+    place: AnyArray  # [responses], U(0, 1): of the ratio
+    gamma: AnyArray  # [*cols]: of the law of the noise precision, of mean 1
+
+
+def noise_numbers(rng: np.random.Generator, n: int, data: Centred) -> NoiseNumbers:
+    """Those of n draws, along a new first axis."""
+    cols, shape = data.y.shape[1:], precision_shape(float(data.count))
+    return NoiseNumbers(rng.random((n, math.prod(cols))), rng.standard_gamma(shape, (n, *cols)) / shape)
 
 
 def sweep(
     model: Coefficient,
-    numbers: Numbers,
+    numbers: tuple[Numbers, NoiseNumbers],
     state: RegressionState,
     data: Centred,
     draw: float | Array,
@@ -79,14 +94,14 @@ def sweep(
     """W given the noise, then ratio and noise given W: draws, or modes where `draw` is 0."""
     spread = 1 + state.ratio[None] * _column(data.spectrum, data.y.ndim)
     weight = data.share * state.precision[None] / spread
-    coefficient = model.move(numbers, state.coefficient, data.x, weight, weight * data.y, data.families, draw)
+    coefficient = model.move(numbers[0], state.coefficient, data.x, weight, weight * data.y, data.families, draw)
     residual = data.y - responses(model.network, coefficient.cores, data.x)
-    precision, ratio = pick_noise(numbers, residual, data, draw)
+    precision, ratio = pick_noise(numbers[1], residual, data, draw)
     return RegressionState(coefficient, precision, ratio)
 
 
 def pick_noise(
-    numbers: Numbers,
+    numbers: NoiseNumbers,
     residual: Float[Array, "m *cols"],
     data: Centred,
     draw: float | Array,
@@ -102,10 +117,10 @@ def pick_noise(
     energy = lost + (1 / spread) @ squares  # [ratio, response]
     tiny = jnp.finfo(energy.dtype).tiny
     log_p = -0.5 * jnp.log(spread).sum(1, keepdims=True) - 0.5 * data.count * jnp.log(jnp.maximum(energy, tiny))
-    best = pick_place(numbers.uniform(squares.shape[1]), log_p, draw)
+    best = pick_place(numbers.place, log_p, draw)
     chosen = jnp.take_along_axis(energy, best[None], axis=0)[0].reshape(shape)
-    count = jnp.broadcast_to(data.count, shape)
-    return precision_of(numbers.gamma(*shape), count, chosen, draw), ratios[best].reshape(shape)
+    precision = (1 + draw * (numbers.gamma - 1)) * best_precision(data.count, chosen)
+    return jnp.minimum(precision, HIGHEST_PRECISION), ratios[best].reshape(shape)
 
 
 def independent_share(
@@ -129,22 +144,27 @@ def share_left(model: Coefficient, states: RegressionState, data: Centred) -> Fl
 
     def one(cores):
         residual = data.y - responses(model.network, cores, data.x)
-        count = noise_count(data)
-        normals, uniforms = jnp.zeros(count.normals, residual.dtype), jnp.zeros(count.uniforms, residual.dtype)
-        none = Numbers(normals, uniforms, jax.random.key(0))  # a mode takes no numbers
+        none = NoiseNumbers(jnp.zeros(data.y[0].size), jnp.ones(data.y.shape[1:]))  # a mode takes no numbers
         _, ratio = pick_noise(none, residual, data, 0.0)
         return independent_share(residual, ratio, data)
 
     return jnp.mean(jax.lax.map(one, states.coefficient.cores))
 
 
-@partial(quick_jit, static_argnames="model")
 def sweeps(
-    model: Coefficient, seed: Array, part: Array, states: RegressionState, data: Centred, draw: float | Array
+    model: Coefficient, seed: int, part: int, states: RegressionState, data: Centred, draw: float
 ) -> tuple[RegressionState, RegressionState]:
-    """PORTION sweeps of each chain: (last states, all states [chain, sweep, ...]). See `run_portion`."""
-    count = model.count(data.y.shape) + noise_count(data)
-    return run_portion(lambda now, state: sweep(model, now, state, data, draw), count, seed, part, states)
+    """PORTION sweeps of each chain: (last states, all states [chain, sweep, ...]). See `portion_numbers`."""
+
+    def make(rng, n):
+        return model.numbers(rng, n, data.y.shape), noise_numbers(rng, n, data)
+
+    return _sweeps(model, portion_numbers(make, seed, part, len(states.precision)), states, data, draw)
+
+
+@partial(quick_jit, static_argnames="model")
+def _sweeps(model: Coefficient, numbers: Any, states: RegressionState, data: Centred, draw: float | Array):
+    return run_portion(lambda now, state: sweep(model, now, state, data, draw), numbers, states)
 
 
 def _column(values: Float[Array, "m"], ndim: int) -> Array:

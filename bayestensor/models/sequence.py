@@ -107,11 +107,12 @@ def bilstm(
     *,
     format: str = "tt_matrix",
     rank: int = 8,
+    table_rank: int | None = None,
     order: int | None = None,
     rngs: nnx.Rngs,
 ) -> BiLSTM:
-    """A `BiLSTM` with every weight in one format, `order` modes a side, or all dense with `format="dense"`."""
-    weights = Weights(format, rank, order, rngs)
+    """A `BiLSTM` with every weight in one format, dense with `format="dense"`; options as `transformer_encoder`'s."""
+    weights = Weights(format, rank, order, rngs, table_rank)
 
     def cell() -> nnx.Module:
         if format == "dense":
@@ -120,7 +121,7 @@ def bilstm(
         return LSTMCell(into, back, rngs=rngs)
 
     head = weights.linear(2 * hidden, classes)
-    return BiLSTM(weights.embed(vocabulary, features), cell(), cell(), head)
+    return BiLSTM(weights.embed(vocabulary, features, table_rank), cell(), cell(), head)
 
 
 def transformer_encoder(
@@ -134,6 +135,7 @@ def transformer_encoder(
     blocks: int = 2,
     format: str = "tt_matrix",
     rank: int = 8,
+    table_rank: int | None = None,
     order: int | None = None,
     rngs: nnx.Rngs,
 ) -> TransformerEncoder:
@@ -146,10 +148,11 @@ def transformer_encoder(
         blocks: how many.
         format: name of a format, or "dense".
         rank: of every bond.
+        table_rank: of the bonds of the tokens' embedding; `rank` when None.
         order: modes a side of every weight; chosen by the widths when None.
         rngs: Flax's random streams.
     """
-    weights = Weights(format, rank, order, rngs)
+    weights = Weights(format, rank, order, rngs, table_rank)
     parts = weights.transformer((vocabulary, length), features, classes, heads, hidden or 4 * features, blocks)
     return TransformerEncoder(*parts, features, rngs=rngs)
 
@@ -164,11 +167,12 @@ def transformer_decoder(
     blocks: int = 2,
     format: str = "tt_matrix",
     rank: int = 8,
+    table_rank: int | None = None,
     order: int | None = None,
     rngs: nnx.Rngs,
 ) -> TransformerDecoder:
     """A `TransformerDecoder`; arguments as `transformer_encoder`'s. With `Categorical`, y is x one token later."""
-    weights = Weights(format, rank, order, rngs)
+    weights = Weights(format, rank, order, rngs, table_rank)
     parts = weights.transformer((vocabulary, length), features, vocabulary, heads, hidden or 4 * features, blocks)
     return TransformerDecoder(*parts, features, rngs=rngs)
 
@@ -182,26 +186,28 @@ class Weights:
         rank: of every bond.
         order: modes a side of every weight; chosen by the widths when None.
         rngs: Flax's random streams.
+        table_rank: of every bond of the tokens' embedding; `rank` when None.
     """
 
     format: str
     rank: int
     order: int | None
     rngs: nnx.Rngs
+    table_rank: int | None = None
 
     def transformer(
         self, tables: tuple[int, int], features: int, out: int, heads: int, hidden: int, blocks: int
     ) -> tuple[nnx.Module, nnx.Module, list[TransformerBlock], nnx.Module]:
         """(embedding, positions, blocks, head)."""
-        embed, positions = (self.embed(rows, features) for rows in tables)
+        embed, positions = self.embed(tables[0], features, self.table_rank), self.embed(tables[1], features)
         made = [self.block(features, heads, hidden) for _ in range(blocks)]
         return embed, positions, made, self.linear(features, out)
 
-    def embed(self, rows: int, features: int) -> nnx.Module:
-        """A table."""
+    def embed(self, rows: int, features: int, rank: int | None = None) -> nnx.Module:
+        """A table, with bonds of another rank where one is given."""
         if self.format == "dense":
             return nnx.Embed(rows, features, rngs=self.rngs)
-        return Embed(embed_network(rows, features, self.format, self.rank, self.order), rows, rngs=self.rngs)
+        return Embed(embed_network(rows, features, self.format, rank or self.rank, self.order), rows, rngs=self.rngs)
 
     def linear(self, into: int, out: int) -> nnx.Module:
         """A linear layer."""

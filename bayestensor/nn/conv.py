@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple, TypeAlias
@@ -24,10 +26,19 @@ FEW_CHANNELS = 4  # up to so many, patches are cut with the batch as the last ax
 
 
 class Split(NamedTuple):
-    """A kernel in two: `inner` takes a pixel's channels to the bonds between, `outer` a window of those to out."""
+    """A kernel in two, one after the other: `inner` takes channels to the bonds between, `outer` those to out.
 
-    inner: Network  # rows: the bonds between; cols: the input channels
-    outer: Network  # rows: the output channels; cols: the window, then the bonds between
+    `inner` goes along the first `axes` axes of the window, `outer` along the others.
+    """
+
+    inner: Network  # rows: the bonds between; cols: its axes of the window, then the input channels
+    outer: Network  # rows: the output channels; cols: its axes of the window, then the bonds between
+    axes: int  # 0: pixel by pixel; 1: a column of the window
+
+    def halves(self, values: Sequence, neutral) -> tuple[tuple, tuple]:
+        """One value an axis, as the two convolutions take it."""
+        k, rest = self.axes, len(values) - self.axes
+        return (*values[:k], *(neutral,) * rest), (*(neutral,) * k, *values[k:])
 
 
 class Conv(nnx.Module):
@@ -36,8 +47,10 @@ class Conv(nnx.Module):
     Inputs are `(*batch, *space, in)` in one or two dimensions. The kernel is never formed unless that is counted
     cheapest. Where the input channels sit on cores of their own (CP, Tucker, trains over (out, window, in), ...), they
     can go first, pixel by pixel, and windows are cut from the few bonds that are left: for CP and Tucker-2 these are
-    the chains of Lebedev et al. 2015 and Kim et al. 2016. On CPU a product of windows is several times faster than the
-    convolution of XLA and its gradients (experiments/conv_speed); elsewhere a formed kernel goes to the latter.
+    the chains of Lebedev et al. 2015 and Kim et al. 2016. Where the window's two axes sit on different cores (CP,
+    Tucker, 'svd_spatial'), a convolution along the second can follow one along the first (Yang et al. 2020). On CPU a
+    product of windows is several times faster than the convolution of XLA and its gradients (experiments/conv_speed);
+    elsewhere a formed kernel goes to the latter.
 
     Args:
         network: its rows multiply to the output channels; its columns are the window's modes, slowest axis first, then
@@ -104,12 +117,15 @@ def convolve(
     """A convolution by the way that is counted cheapest: see `Conv`."""
     network = tensor.network
     out = _out_shape(x.shape[1:-1], size, strides, pads)
-    pixels, windows = (x.shape[0] * math.prod(space) for space in (x.shape[1:-1], out))
-    parts, _ = cheapest(network, size, pixels, windows)
+    parts, _ = cheapest(network, size, x.shape[0], x.shape[1:-1], out)
     if parts is not None:
-        inner, outer = (Factored(n, {core.name: tensor.cores[core.name] for core in n.cores}) for n in parts)
-        return _windowed(partial(_product, outer), _product(inner, x), size, strides, pads)
-    if untiled(network, windows).densify and jax.default_backend() != "cpu":
+        inner, outer = (
+            partial(_product, Factored(n, {core.name: tensor.cores[core.name] for core in n.cores})) for n in parts[:2]
+        )
+        told = (parts.halves(values, none) for values, none in ((size, 1), (strides, 1), (pads, (0, 0))))
+        ahead, after = zip(*told, strict=True)
+        return _windowed(outer, _windowed(inner, x, *ahead) if parts.axes else inner(x), *after)
+    if untiled(network, x.shape[0] * math.prod(out)).densify and jax.default_backend() != "cpu":
         kernel = matrix(tensor).T.reshape(*size, x.shape[-1], network.matrix_shape[0])
         names = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}[len(size)]
         return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=names)
@@ -177,44 +193,62 @@ def untiled(network: Network, batch: int, batch_last: bool = False) -> Plan:
 
 
 @lru_cache(maxsize=1024)
-def cheapest(network: Network, size: tuple[int, ...], pixels: int, windows: int) -> tuple[Split | None, float]:
-    """(the split to use, or None for windows of the input itself; counted seconds of a step)."""
-
-    window = math.prod(size)
-    whole = untiled(network, windows).seconds + PATCH * windows * network.matrix_shape[1]
-    parts = split(network, window)
-    if parts is None:
-        return None, whole
-    between = parts.inner.matrix_shape[0]
-    products = untiled(parts.inner, pixels).seconds + untiled(parts.outer, windows).seconds
-    chained = products + PATCH * windows * window * between
-    return (parts, chained) if chained < whole else (None, whole)
-
-
-def conv_flops(network: Network, size: tuple[int, ...], pixels: int, windows: int) -> int:
-    """Additions and multiplications of `convolve` on one image, the way of fewest."""
-    whole, parts = matvec_flops(network, windows), split(network, math.prod(size))
-    if parts is None:
-        return whole
-    return min(whole, matvec_flops(parts.inner, pixels) + matvec_flops(parts.outer, windows))
-
-
-def split(network: Network, window: int) -> Split | None:
-    """The network as input channels first, window after; None where they share a core, or a mode.
+def cheapest(
+    network: Network, size: tuple[int, ...], batch: int, space: tuple[int, ...], out: tuple[int, ...]
+) -> tuple[Split | None, float]:
+    """(the split to use, or None for windows of the input itself; counted seconds of a step).
 
     Args:
         network: of a kernel, columns as `Conv` takes them.
-        window: positions of the kernel's window.
+        size: of its window.
+        batch: images.
+        space: pixels of an image along each axis.
+        out: windows along each axis.
     """
-    count = 0
-    while math.prod(network.size[leg] for leg in network.cols[:count]) < window:
-        count += 1
-    space, channels = network.cols[:count], network.cols[count:]
-    if math.prod(network.size[leg] for leg in space) != window:
+    windows = batch * math.prod(out)
+    best: tuple[Split | None, float]
+    best = None, untiled(network, windows).seconds + PATCH * windows * network.matrix_shape[1]
+    for parts in splits(network, size):
+        pixels = batch * _between(parts, space, out)
+        seconds = untiled(parts.inner, pixels).seconds + untiled(parts.outer, windows).seconds
+        cut = windows * parts.outer.matrix_shape[1] + (pixels * parts.inner.matrix_shape[1] if parts.axes else 0)
+        if seconds + PATCH * cut < best[1]:
+            best = parts, seconds + PATCH * cut
+    return best
+
+
+def conv_flops(
+    network: Network, size: tuple[int, ...], batch: int, space: tuple[int, ...], out: tuple[int, ...]
+) -> int:
+    """Additions and multiplications of `convolve`, the way of fewest; arguments as `cheapest`'s."""
+    windows = batch * math.prod(out)
+    chained = (
+        matvec_flops(parts.inner, batch * _between(parts, space, out)) + matvec_flops(parts.outer, windows)
+        for parts in splits(network, size)
+    )
+    return min([matvec_flops(network, windows), *chained])
+
+
+def _between(parts: Split, space: tuple[int, ...], out: tuple[int, ...]) -> int:
+    """Pixels between the two convolutions of a split."""
+    return math.prod((*out[: parts.axes], *space[parts.axes :]))
+
+
+@lru_cache(maxsize=1024)
+def splits(network: Network, size: tuple[int, ...]) -> tuple[Split, ...]:
+    """The kernel as input channels first, alone or with the window's first axis, where they have cores of their own."""
+    found = (_split(network, size, axes) for axes in range(len(size)))
+    return tuple(parts for parts in found if parts is not None)
+
+
+def _split(network: Network, size: tuple[int, ...], axes: int) -> Split | None:
+    ahead, window = (_legs(network, math.prod(size[:k])) for k in (axes, len(size)))
+    if ahead is None or window is None:
         return None
-    first = [core for core in network.cores if channels and set(core.legs) & set(channels)]
+    own = (*network.cols[:ahead], *network.cols[window:])
+    modes = {*network.rows, *network.cols[ahead:window]}
+    first = [core for core in network.cores if set(core.legs) & set(own)]
     rest = [core for core in network.cores if core not in first]
-    modes = {*network.rows, *space}
     if not first or not rest or any(modes & set(core.legs) for core in first):
         return None
     between = tuple(b for b in network.bonds if any(b in c.legs for c in first) and any(b in c.legs for c in rest))
@@ -225,7 +259,14 @@ def split(network: Network, window: int) -> Split | None:
         bare = tuple(Core(core.name, core.legs) for core in cores)
         return Network(bare, {leg: network.size[leg] for core in cores for leg in core.legs}, rows, cols)
 
-    return Split(part(first, between, channels), part(rest, network.rows, (*space, *between)))
+    outer = part(rest, network.rows, (*network.cols[ahead:window], *between))
+    return Split(part(first, between, own), outer, axes)
+
+
+def _legs(network: Network, width: int) -> int | None:
+    """How many of the columns' first modes come to a width; None where no number does."""
+    products = itertools.accumulate((network.size[leg] for leg in network.cols), operator.mul, initial=1)
+    return next((count for count, product in enumerate(products) if product == width), None)
 
 
 def _padding(padding: Padding, axes: int) -> str | tuple[tuple[int, int], ...]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from bayestensor.tensor.lower import BATCH, Step, lower
 from bayestensor.tensor.network import Factored, Network
-from bayestensor.tensor.paths import contraction_path
+from bayestensor.tensor.paths import contraction_path, path_cost
 from bayestensor.tensor.plan import Plan, check_plan, plan_matvec
 from bayestensor.typing import Array, Float, Int
 
@@ -27,12 +27,15 @@ def contract(terms: Sequence[Term], output: tuple[str, ...]) -> Array:
 
     Each array is asked for in the order its next product wants, so that axes move while arrays are small.
     """
-    legs = tuple(legs for _, legs in terms)
-    shapes = tuple(tuple(array.shape) for array, _ in terms)
     tree: list = list(range(len(terms)))
-    for pair in contraction_path(legs, shapes, output):
+    for pair in contraction_path(*_shape(terms), output):
         tree.append(tuple(tree.pop(k) for k in sorted(pair, reverse=True)))
     return _contract(terms, tree[0], output)
+
+
+def _shape(terms: Sequence[Term]) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[int, ...], ...]]:
+    """(legs, sizes) of each term."""
+    return tuple(legs for _, legs in terms), tuple(tuple(array.shape) for array, _ in terms)
 
 
 def _contract(terms: Sequence[Term], node, output: tuple[str, ...]) -> Array:
@@ -157,13 +160,21 @@ def _step(step: Step, factor: Array, held: Array, size: Mapping[str, int]) -> Ar
 
 
 def rows(tensor: Factored, index: Int[Array, "*batch"]) -> Float[Array, "*batch cols"]:
-    """Rows of the matrix view at flat row indices (an embedding lookup), without forming X."""
+    """Rows of the matrix view at flat row indices (an embedding lookup).
+
+    X is formed only where that takes less memory and fewer operations than the lookups by themselves: where each is a
+    product with a large core (Tucker, hierarchical Tucker).
+    """
     network = tensor.network
     sizes = tuple(network.size[leg] for leg in network.rows)
     flat = index.reshape(-1)
     at = dict(zip(network.rows, jnp.unravel_index(flat, sizes), strict=True))
-    tables = _tables(tensor, MOST_ROWS * flat.size)
-    out = contract(_gathered(tables, at, flat.size), ("batch", *network.cols))
+    gathered = _gathered(_tables(tensor, MOST_ROWS * flat.size), at, flat.size)
+    alone = path_cost(*_shape(gathered), ("batch", *network.cols))
+    formed = path_cost(*_shape(_core_terms(tensor)), network.modes)
+    if all(one < other for one, other in zip(formed, alone, strict=True)):
+        return matrix(tensor)[index]
+    out = contract(gathered, ("batch", *network.cols))
     return out.reshape(*index.shape, network.matrix_shape[1])
 
 

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 
 from bayestensor.tensor.decompose import is_tree
-from bayestensor.tensor.formats import FORMATS, Rank, Shape, factorize, matrix_shapes
+from bayestensor.tensor.formats import FORMATS, Rank, Shape, factorize, matrix_shapes, svd
 from bayestensor.tensor.network import Network
 
 UNSPLIT = 64  # channels up to so many stay one mode of a convolution: the chain of Tucker-2 is short and fast
 CENTRED = ("tucker", "block_term")  # their centre grows with the rank to the power of the modes
+SPATIAL = "svd_spatial"  # of convolutions alone: see `conv_network`
 PADDING = 0.02  # share by which a table may grow to a number of rows that factorises better
 
 
@@ -47,15 +48,19 @@ def conv_network(
 
     Channels are one mode up to 64 of them, so that 'tensor_train' over (out, window, in) is the Tucker-2 chain of Kim
     et al. 2016; CP and Tucker have the window's two axes apart (Lebedev et al. 2015), other formats have them together.
+    'svd_spatial' is the SVD of a (out * width, height * in) matrix, the window being (height, width): a vertical
+    convolution and then a horizontal one (Yang et al. 2020, arXiv 2004.09031); 'svd' is of (out, window * in).
 
     Args:
         out_features, in_features: channels.
         kernel_size: of the window; an int is one axis.
-        format: name in `FORMATS`.
+        format: name in `FORMATS`, or 'svd_spatial'.
         rank: as formats take it.
         order: modes of each side's channels, instead of the choice above.
     """
     size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+    if format == SPATIAL:
+        return _spatial(out_features, in_features, size, rank)
     if order is None:
         widest = max(out_features, in_features)
         order = 1 if widest <= UNSPLIT else 2 if widest <= UNSPLIT**2 else 3
@@ -64,6 +69,13 @@ def conv_network(
         return _network(format, (1, *rows), (math.prod(size), *cols), rank)
     space = size if format in ("cp", "tucker") else (math.prod(size),)
     return _network(format, rows, cols, rank, before=space)
+
+
+def _spatial(out: int, into: int, size: tuple[int, ...], rank: Rank) -> Network:
+    if len(size) != 2:
+        raise ValueError(f"format {SPATIAL!r} splits a window of two axes; this one is {size}: take 'svd'")
+    pair = svd((out, size[1]), (size[0], into), rank)  # legs i0, i1 and j0, j1
+    return Network(pair.cores, pair.sizes, ("i0",), ("j0", "i1", "j1"))
 
 
 def embed_network(

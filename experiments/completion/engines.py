@@ -1,9 +1,10 @@
 """One completion by every engine: closed form (Gibbs, variational, MAP) and by gradients (SGHMC, SVGD).
 
-python experiments/completion/engines.py [synthetic birmingham] [--seeds 1 2 3] [--engines gibbs ...]
+python experiments/completion/engines.py [synthetic birmingham] [--seeds 1 2 3] [--engines gibbs ...] [--start prior]
 
 Synthetic: CP 30 x 30 x 30 of rank 3 behind noise (10 dB), nine tenths hidden, fitted at rank 6. Birmingham: parking
-counts, nine tenths hidden, at rank 10. No smooth modes, because the engines by gradients have none.
+counts, nine tenths hidden, at rank 10. No smooth modes, because the engines by gradients have none. Those begin around
+four MAP solutions (Adam from prior draws), as runs of the command line do; their budget is STEPS.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from run import holes
 
 from bayestensor.estimators import TensorCompletion
 from bayestensor.estimators.counting import rank_shares, seen_noise
 from bayestensor.estimators.fitting import default_prior
+from bayestensor.inference.ensemble import ensemble
+from bayestensor.inference.map import map_estimate
 from bayestensor.inference.sample import sample
 from bayestensor.inference.sghmc import sghmc
 from bayestensor.inference.svgd import svgd
@@ -33,7 +37,8 @@ from bayestensor.tensor.formats import cp
 
 ENGINES = ("gibbs", "variational", "map", "sghmc", "svgd")
 RANKS = {"synthetic": 6, "birmingham": 10}
-CHAINS, PARTICLES = 4, 20
+STARTS, CHAINS, PARTICLES = 4, 4, 20
+STEPS = {"map": 2000, "burn_in": 3000, "sghmc": 2000, "svgd": 1000}  # of Adam; before the first draw; after it
 
 
 def problem(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -53,25 +58,54 @@ def closed_form(holed: np.ndarray, rank: int, seed: int, inference: str):
     return model.predict(), *model.predict_interval(0.9), model.rank_
 
 
-def by_gradients(holed: np.ndarray, rank: int, seed: int, name: str):
-    """The same model (non-centred), noise learnt as well, from prior draws."""
+def map_solutions(model: CompletionModel, data, key):
+    """Where Adam ends from STARTS prior draws, the scales moved to their mode after every step; [start, ...]."""
+    posterior = model.posterior(len(data[1]))
+    schedule = optax.cosine_decay_schedule(0.02, STEPS["map"])
+    settle = lambda position: model.clip_scales(model.mode_scales(position, 0.1))  # noqa: E731
+    engine = ensemble(map_estimate(posterior, optax.adam(schedule), after_step=settle), parallel="vmap")
+
+    @jax.jit
+    def run(key):
+        keys = jax.random.split(key, STARTS)
+        state = engine.init(key, jax.vmap(model.initial_position)(keys))
+        return engine.position(jax.lax.scan(lambda at, k: (engine.step(k, at, data)[0], None), state, steps)[0])
+
+    steps = jax.random.split(jax.random.fold_in(key, 1), STEPS["map"])
+    return run(jax.random.fold_in(key, 0))
+
+
+def starts(model: CompletionModel, moved, data, key, members: int, where: str):
+    """(z, u) of each member: a prior draw, or the neighbourhood of a MAP solution."""
+    own, keys = jax.random.fold_in(key, 0), jax.random.split(jax.random.fold_in(key, 1), members)
+    if where == "prior":
+        return jax.jit(jax.vmap(lambda k: moved.from_position(model.initial_position(k))))(keys)
+    solutions = map_solutions(model, data, own)
+    spread = jax.tree.map(lambda x: x[jnp.arange(members) % STARTS], solutions)
+    return jax.jit(jax.vmap(lambda k, at: moved.around(k, at, 0.01)))(keys, spread)
+
+
+def by_gradients(holed: np.ndarray, rank: int, seed: int, name: str, where: str):
+    """The same model (non-centred), noise learnt as well."""
     at, scale = np.argwhere(np.isfinite(holed)), np.sqrt(np.nanmean(holed**2))
     values = jnp.asarray(holed[tuple(at.T)] / scale, jnp.float32)
     network = cp(holed.shape, rank=rank)
     model, data = CompletionModel(network, default_prior(network), Gaussian(0.3)), (jnp.asarray(at), values)
     moved = noncentred(model, len(values))
     start_key, run_key = jax.random.split(jax.random.key(seed))
-    keys = jax.random.split(start_key, CHAINS if name == "sghmc" else PARTICLES)
-    starts = jax.jit(jax.vmap(lambda key: moved.from_position(model.initial_position(key))))(keys)
+    begun = starts(model, moved, data, start_key, CHAINS if name == "sghmc" else PARTICLES, where)
+    burn_in = STEPS["burn_in"]
     if name == "sghmc":
         engine = sghmc(
-            moved.posterior, step_size=0.1, friction=0.1, burn_in=3000, precondition="leaf", conditional_every=20
+            moved.posterior, step_size=0.1, friction=0.1, burn_in=burn_in, precondition="leaf", conditional_every=20
         )
-        draws, _ = sample(engine, run_key, starts, data, draws=100, thin=20, burn_in=3000, chunk=100, parallel="vmap")
+        often = {"draws": 100, "thin": STEPS["sghmc"] // 100, "chunk": 100}
+        draws, _ = sample(engine, run_key, begun, data, burn_in=burn_in, parallel="vmap", **often)
     else:
-        engine = svgd(moved.posterior, burn_in=3000)
-        stacked = jax.tree.map(lambda x: x[None], starts)
-        draws, _ = sample(engine, run_key, stacked, data, draws=20, thin=50, burn_in=3000, chunk=20)
+        engine = svgd(moved.posterior, burn_in=burn_in, several_modes=where == "map", parallel="vmap")
+        stacked = jax.tree.map(lambda x: x[None], begun)
+        often = {"draws": 20, "thin": STEPS["svgd"] // 20, "chunk": 20}
+        draws, _ = sample(engine, run_key, stacked, data, burn_in=burn_in, **often)
     lead = 2 if name == "sghmc" else 3  # chain, draw (and particle)
     flat = jax.tree.map(lambda x: np.reshape(x, (-1, *x.shape[lead:])), draws.positions)
 
@@ -103,6 +137,7 @@ def draw(path: Path) -> None:
     for column, row in enumerate(rows):
         for line, (key, label) in enumerate(measures.items()):
             ax, part = axes[line, column], table[table["data"] == row]
+            part = part[part["engine"].isin(ENGINES)]
             ran = [name for name in ENGINES if name in set(part["engine"])]
             ax.plot([ran.index(name) for name in part["engine"]], part[key], "o", alpha=0.6)
             ax.set_xticks(range(len(ran)), ran)
@@ -120,6 +155,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", default=tuple(RANKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
     parser.add_argument("--engines", nargs="*", default=ENGINES)
+    parser.add_argument("--start", default="map", choices=["map", "prior"], help="of the engines by gradients")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("engines.jsonl"))
     options = parser.parse_args()
     for row in options.rows:
@@ -127,12 +163,15 @@ def main() -> None:
             truth, holed, hidden = problem(row, seed)
             for name in options.engines:
                 began = time.process_time()
-                fit = by_gradients if name in ("sghmc", "svgd") else closed_form
-                mean, low, high, rank = fit(holed, RANKS[row], seed, name)
+                if name in ("sghmc", "svgd"):
+                    mean, low, high, rank = by_gradients(holed, RANKS[row], seed, name, options.start)
+                else:
+                    mean, low, high, rank = closed_form(holed, RANKS[row], seed, name)
                 found = {"rrse": rrse(mean[hidden], truth[hidden])}
                 found |= {"coverage_90": coverage(low[hidden], high[hidden], truth[hidden])}
                 found |= {"width_90": width(low[hidden], high[hidden]), "cpu_seconds": time.process_time() - began}
-                found = {"data": row, "engine": name, "seed": seed} | {k: round(v, 4) for k, v in found.items()}
+                label = name if options.start == "map" or name not in ("sghmc", "svgd") else f"{name}, prior draws"
+                found = {"data": row, "engine": label, "seed": seed} | {k: round(v, 4) for k, v in found.items()}
                 print(json.dumps(found | {"rank": rank}), flush=True)
                 with options.out.open("a") as lines:
                     lines.write(json.dumps(found | {"rank": rank}) + "\n")

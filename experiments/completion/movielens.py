@@ -12,20 +12,11 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from bayestensor.data.files import data_folder
+from bayestensor.data.tensors import load_ratings
 from bayestensor.estimators import TensorCompletion
 
 SETTINGS = [(0, 1.0, r) for r in (2.0, 4.0, 8.0)] + list(product((1, 2, 5, 10), (3.0, 6.0, 12.0, 24.0), (4.0,)))
-
-
-def ratings(bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """(coordinates (n, 3) of user, film and one of `bins` times of equally many ratings; stars)."""
-    table = pd.read_csv(data_folder(None) / "recsys" / "ml-latest-small" / "ratings.csv")
-    when = np.searchsorted(np.quantile(table["timestamp"], np.linspace(0, 1, bins + 1)[1:-1]), table["timestamp"])
-    codes = [np.unique(table[name], return_inverse=True)[1] for name in ("userId", "movieId")]
-    return np.stack([*codes, when], axis=1), table["rating"].to_numpy()
 
 
 def biased_factors(at, y, sizes, rank: int, ridge: float, offset_ridge: float, sweeps: int = 15, seed: int = 0):
@@ -85,7 +76,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["ours", "theirs"])
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("movielens.jsonl"))
     options = parser.parse_args()
-    at, y = ratings(options.bins)
+    at, y = load_ratings(spans=options.bins)
     sizes = tuple((at.max(0) + 1).tolist())
     for seed in options.seeds:
         held = np.random.default_rng(seed).random(len(y)) < 0.2

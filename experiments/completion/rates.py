@@ -1,7 +1,9 @@
-"""Tucker tensors and tensor trains, whose bonds each shrink two cores: the prior's rate, and levels that move or not.
+"""Tucker tensors and tensor trains, whose bonds each shrink two cores: the prior's rate, levels that move or not,
+and slices that are sheared or not.
 
 python experiments/completion/rates.py [ROW ...] [--seeds 100 101] [--formats tucker tensor_train] [--rates 1e-4 5.8e-6]
 python experiments/completion/rates.py --held [...]          levels stay where they are (see `conditionals.pick_levels`)
+python experiments/completion/rates.py --unsheared [...]     gauges stay where they are (see `gauge.pick_gauges`)
 python experiments/completion/rates.py --table
 
 A row is rank:SNR:hidden of a synthetic tensor of the format (error against the truth, see `recovery`), or data:share
@@ -26,14 +28,14 @@ from bayestensor.estimators import TensorCompletion
 from bayestensor.estimators.inputs import read
 from bayestensor.estimators.networks import default_network
 from bayestensor.metrics.regression import rrse
-from bayestensor.models import conjugate
+from bayestensor.models import gauge
 from bayestensor.priors import InverseGamma
 
 ROWS = ("3:20:0.0", "birmingham:0.9", "amino:0.9", "birmingham:0.5", "3:10:0.7", "5:20:0.7")
 RATES = (1e-4, 5.8e-6)
 
 
-def fitted(row: str, form: str, rate: float, seed: int, held: bool) -> dict:
+def fitted(row: str, form: str, rate: float, seed: int, held: bool, sheared: bool) -> dict:
     """Rank, error and (of real data) log density of one fit with this rate."""
     parts, began = row.split(":"), time.process_time()
     synthetic = parts[0].isdigit()
@@ -55,16 +57,20 @@ def fitted(row: str, form: str, rate: float, seed: int, held: bool) -> dict:
         rest = given.coords[away], given.values[away]
         found = {"rrse": float(model.rrse(*rest)), "log_density": float(model.score(*rest))}
     found |= {"rank": model.rank_, "cpu_seconds": round(time.process_time() - began, 1)}
-    return {"row": row, "format": form, "rate": rate, "seed": seed, "held": held} | found
+    return {"row": row, "format": form, "rate": rate, "seed": seed, "held": held, "sheared": sheared} | found
 
 
 def table(lines: list[dict]) -> str:
     """A line a format and row: seeds that every variant run there has, then the mean error (and log density) of each variant."""
     rows: dict[tuple, dict] = defaultdict(dict)
     for line in lines:
-        rows[line["format"], line["row"]][(not line["held"], -line["rate"]), line["seed"]] = line
+        variant = not line["held"], line.get("sheared", False), -line["rate"]
+        rows[line["format"], line["row"]][variant, line["seed"]] = line
     variants = sorted({variant for fits in rows.values() for variant, _ in fits})
-    named = [f"{-rate:g} D" + ("" if moved else ", held") for moved, rate in variants]
+    named = [
+        f"{-rate:g} D" + ("" if moved else ", held") + (", sheared" if sheared else "")
+        for moved, sheared, rate in variants
+    ]
     out = ["| format | row | seeds | " + " | ".join(named) + " |", "|---" * (len(variants) + 3) + "|"]
     for (form, row), fits in rows.items():
         there = {variant for variant, _ in fits}
@@ -86,6 +92,7 @@ def main() -> None:
     parser.add_argument("--rates", nargs="*", type=float, default=RATES)
     parser.add_argument("--seeds", nargs="*", type=int, default=[100, 101, 102, 103])
     parser.add_argument("--held", action="store_true", help="levels stay where they are")
+    parser.add_argument("--unsheared", action="store_true", help="gauges stay where they are")
     parser.add_argument("--table", action="store_true", help="print the table of the result file and stop")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("rates.jsonl"))
     options = parser.parse_args()
@@ -94,11 +101,17 @@ def main() -> None:
         print(table(lines))
         return
     if options.held:
-        conjugate.pick_levels = lambda key, network, prior, scales, draw: (scales, dict.fromkeys(network.core, 1.0))
-    done = {(line["row"], line["format"], line["rate"], line["seed"], line["held"]) for line in lines}
+        gauge.pick_levels = lambda key, network, prior, scales, draw: (scales, dict.fromkeys(network.core, 1.0))
+    if options.unsheared:
+        gauge.sheared_bonds = lambda network: ()
+    variant = options.held, not options.unsheared
+    done = {
+        (line["row"], line["format"], line["rate"], line["seed"], line["held"], line.get("sheared", False))
+        for line in lines
+    }
     for seed, row, form, rate in itertools.product(options.seeds, options.rows, options.formats, options.rates):
-        if (row, form, rate, seed, options.held) not in done:
-            found = json.dumps(fitted(row, form, rate, seed, options.held))
+        if (row, form, rate, seed, *variant) not in done:
+            found = json.dumps(fitted(row, form, rate, seed, *variant))
             print(found, flush=True)
             with options.out.open("a") as file:
                 file.write(found + "\n")

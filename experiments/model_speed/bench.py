@@ -1,6 +1,7 @@
 """Time and memory of whole models: dense, tensorized, and after pruning, in one process with the calls interleaved.
 
-python experiments/model_speed/bench.py [--models mlp lenet5 bilstm encoder] [--rounds 15] [--out experiments/model_speed/results.jsonl]
+python experiments/model_speed/bench.py [--models mlp lenet5 bilstm encoder cnn resnet20] [--batches 1 128]
+    [--calls inference step] [--rounds 15] [--out experiments/model_speed/results.jsonl]
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,10 @@ import optax
 from flax import nnx
 
 import bayestensor as bt
+from bayestensor.compression.flops import product_flops
 from bayestensor.compression.report import count
+from bayestensor.experiment.build import network
+from bayestensor.experiment.config import load
 from bayestensor.inference.train import COMPILER_OPTIONS
 from bayestensor.models.convnet import ConvNet
 from bayestensor.models.neural import NeuralModel
@@ -29,7 +34,8 @@ from bayestensor.models.stage import Stage
 from bayestensor.tensor.network import Network
 from bayestensor.tensor.sized import conv_network
 
-LOW = 9  # rank of every bond of the sequence models where they are 40 times smaller
+CONFIGS = Path(__file__).parents[2] / "configs"
+LOW = {"bilstm": 9, "encoder": 9, "cnn": 16, "resnet20": 8}  # ranks of all bonds; the first two at 40x
 VOCABULARY, LENGTH, WIDTH = 11472, 16, 64  # as experiments/snips
 Ranks = dict[str, dict[str, int]]
 RANKS: dict[str, Ranks] = {  # after pruning: of seed 0 of experiments/formats_mnist and configs/lenet5_mnist_map.yaml
@@ -70,7 +76,20 @@ def encoder(dense: bool) -> nnx.Module:
     return transformer_encoder(VOCABULARY, LENGTH, WIDTH, 7, format=format, rank=rank, rngs=nnx.Rngs(0))
 
 
-MODELS = {"mlp": (mlp, 784), "lenet5": (lenet5, 784), "bilstm": (recurrent, None), "encoder": (encoder, None)}
+def configured(name: str, dense: bool) -> nnx.Module:
+    """The network of a config at its start."""
+    plain = ["model.format=dense"] + (["model.shapes=null"] if name.startswith("cnn") else [])
+    return network(load(CONFIGS / f"{name}.yaml", plain if dense else []))(jax.random.key(0))
+
+
+MODELS: dict[str, tuple[Callable[[bool], nnx.Module], int | None]] = {
+    "mlp": (mlp, 784),
+    "lenet5": (lenet5, 784),
+    "bilstm": (recurrent, None),
+    "encoder": (encoder, None),
+    "cnn": (partial(configured, "cnn_cifar10"), 3072),
+    "resnet20": (partial(configured, "resnet20_cifar10"), 3072),
+}
 
 
 def pruned(name: str, model: nnx.Module) -> nnx.Module:
@@ -78,7 +97,7 @@ def pruned(name: str, model: nnx.Module) -> nnx.Module:
     neural = NeuralModel(model, bt.LogUniform(), bt.Categorical())
     position = neural.initial_position()
     ranks = RANKS.get(name) or {
-        layer: {bond: min(size, LOW) for bond, size in tensor.network.ranks.items()}
+        layer: {bond: min(size, LOW[name]) for bond, size in tensor.network.ranks.items()}
         for layer, tensor in neural.tensors(position).items()
     }
     keep = {layer: {bond: np.arange(rank) for bond, rank in bonds.items()} for layer, bonds in ranks.items()}
@@ -87,16 +106,20 @@ def pruned(name: str, model: nnx.Module) -> nnx.Module:
 
 
 class Call(NamedTuple):
-    """A compiled call with its arguments, and what memory it takes besides them."""
+    """A compiled call with its arguments, what memory it takes besides them, and what it computes."""
 
     run: Callable[..., Any]
     arguments: tuple
     bytes: int  # arguments (weights and optimiser; the data left out), results and intermediates
+    flops: int  # of its matrix products, in the order that the planner chose
 
 
-def calls(model: nnx.Module, features: int | None, batch: int) -> dict[str, Call]:
-    """The forward pass, and a step of Adam."""
+def calls(model: nnx.Module, features: int | None, batch: int, wanted: Sequence[str]) -> dict[str, Call]:
+    """The forward pass, and a step of Adam: those of the two that are wanted."""
     graphdef, weights = nnx.split(model)
+    fixed = nnx.clone(model)
+    fixed.eval()  # normalises by running averages, where it normalises
+    predicting = nnx.graphdef(fixed)
     rng = np.random.default_rng(0)
     if features is None:
         x = jnp.asarray(rng.integers(1, VOCABULARY, (batch, LENGTH)).astype(np.int32))
@@ -106,11 +129,12 @@ def calls(model: nnx.Module, features: int | None, batch: int) -> dict[str, Call
     adam = optax.adam(1e-3)
 
     def forward(weights, x):
-        return nnx.merge(graphdef, weights)(x)
+        return nnx.merge(predicting, weights)(x)
 
     def step(weights, moments, x, y):
         def loss(weights):
-            return optax.softmax_cross_entropy_with_integer_labels(forward(weights, x), y).mean()
+            logits = nnx.merge(graphdef, weights)(x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
         updates, moments = adam.update(jax.grad(loss)(weights), moments)
         return optax.apply_updates(weights, updates), moments
@@ -118,11 +142,13 @@ def calls(model: nnx.Module, features: int | None, batch: int) -> dict[str, Call
     options = COMPILER_OPTIONS.get(jax.default_backend())
     arguments = {"inference": (forward, (weights, x)), "step": (step, (weights, adam.init(weights), x, y))}
     made = {}
-    for name, (function, given) in arguments.items():
+    for name in wanted:
+        function, given = arguments[name]
         compiled = jax.jit(function).lower(*given).compile(options)
         memory = compiled.memory_analysis()
         total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-        made[name] = Call(compiled, given, total - x.nbytes - (y.nbytes if name == "step" else 0))
+        flops = product_flops(jax.make_jaxpr(function)(*given).jaxpr).total()
+        made[name] = Call(compiled, given, total - x.nbytes - (y.nbytes if name == "step" else 0), flops)
     return made
 
 
@@ -149,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 128])
+    parser.add_argument("--calls", nargs="+", default=["inference", "step"], choices=["inference", "step"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.jsonl"))
     options = parser.parse_args()
@@ -159,14 +186,15 @@ def main() -> None:
             ways = {
                 (variant, what): call
                 for variant, model in variants.items()
-                for what, call in calls(model, features, batch).items()
+                for what, call in calls(model, features, batch, options.calls).items()
             }
             milliseconds = timed(ways, options.rounds)
             for variant, model in variants.items():
                 record = {"model": name, "batch": batch, "variant": variant, "parameters": count(model)}
-                for what in ("inference", "step"):
+                for what in options.calls:
                     record[f"{what}_ms"] = milliseconds[variant, what]
                     record[f"{what}_bytes"] = ways[variant, what].bytes
+                    record[f"{what}_flops"] = ways[variant, what].flops
                 print(record, flush=True)
                 with options.out.open("a") as file:
                     file.write(json.dumps(record) + "\n")

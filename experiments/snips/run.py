@@ -12,44 +12,63 @@ import time
 from functools import partial
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
 import bayestensor as bt
+from bayestensor.data.augment import drop_words
 from bayestensor.data.text import load_snips
-from bayestensor.models.sequence import bilstm, transformer_encoder
+from bayestensor.models.sequence import Weights, bilstm, transformer_encoder
 from bayestensor.tensor.formats import FORMATS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sequences import append, created, largest_rank, missing, size
 
 LENGTH = 16  # tokens; 4 % of the utterances have more
-WIDTH = 64  # of the embedding, of each direction's state, of the blocks
+WIDTH = 64  # of the embedding and of the block
+STATE = 32  # of each of the BiLSTM's directions
+HIDDEN = 2 * WIDTH  # of the block's feed-forward layers
 SMALLER = 40
+SHARE = 0.35  # of the budget, at least, for the embedding
 EPOCHS, BATCH = 6, 128
 RATES = {"bilstm": 1e-2, "encoder": 5e-3}
 DENSE_RATES = {"bilstm": 2e-3, "encoder": 1e-3}
-TEMPERATURE = 0.1
+TEMPERATURE = 0.03
 KEYS = ("model", "format", "seed")
 
 
-def build(name: str, words: int, format: str, order: int | None, rank: int, rngs: nnx.Rngs) -> nnx.Module:
-    options = {"format": format, "rank": rank, "order": order, "rngs": rngs}
+def build(
+    name: str, words: int, format: str, order: int | None, table_rank: int, rank: int, rngs: nnx.Rngs
+) -> nnx.Module:
+    options = {"format": format, "rank": rank, "table_rank": table_rank, "order": order, "rngs": rngs}
     if name == "bilstm":
-        return bilstm(words, WIDTH, WIDTH, 7, **options)
-    return transformer_encoder(words, LENGTH, WIDTH, 7, **options)
+        return bilstm(words, WIDTH, STATE, 7, **options)
+    return transformer_encoder(words, LENGTH, WIDTH, 7, hidden=HIDDEN, blocks=1, **options)
+
+
+def ranks(name: str, words: int, format: str, order: int | None, budget: int, share: float) -> tuple[int, int]:
+    """(of the embedding, of all other layers): the embedding gets its share of the budget, the others what that leaves,
+    and the embedding what they leave."""
+    of_ranks = partial(build, name, words, format, order)
+    table = largest_rank(lambda r, rngs: Weights(format, r, order, rngs).embed(words, WIDTH), int(share * budget))
+    rank = largest_rank(lambda r, rngs: of_ranks(table, r, rngs), budget)
+    return largest_rank(lambda r, rngs: of_ranks(r, rank, rngs), budget), rank
 
 
 def row(name: str, format: str, seed: int, data, x, y, options) -> tuple[dict, bt.Fit]:
-    of_rank = partial(build, name, len(data.words), format, options.order)
-    dense = size(partial(build, name, len(data.words), "dense", None, 1))
-    rank = 1 if format == "dense" else largest_rank(of_rank, dense // SMALLER)
+    words = len(data.words)
+    dense = size(partial(build, name, words, "dense", None, 1, 1))
+    both = (1, 1)
+    if format != "dense":
+        both = ranks(name, words, format, options.order, dense // SMALLER, options.share)
     rates = DENSE_RATES if format == "dense" else RATES
     steps = options.epochs * (len(x) // BATCH)
+    counts = jnp.asarray(np.bincount(x.ravel(), minlength=words), jnp.float32)
     began, spent = time.perf_counter(), time.process_time()
     fit = bt.fit_map(
-        created(partial(of_rank, rank), seed),
+        created(partial(build, name, words, format, options.order, *both), seed),
         x,
         y,
         optimizer=optax.adam(optax.cosine_decay_schedule(options.rate or rates[name], steps)),
@@ -58,9 +77,11 @@ def row(name: str, format: str, seed: int, data, x, y, options) -> tuple[dict, b
         temperature=options.temperature,
         ramp_epochs=1,
         seed=seed,
+        prepare=lambda key, tokens: drop_words(key, tokens, counts),
+        callback=lambda line: print(line["epoch"], round(line["nll"], 4), end=", ", flush=True),
     )
-    record = {"model": name, "format": format, "seed": seed, "dense": dense}
-    record |= {"parameters": fit.num_parameters, "rank": rank, "order": options.order, "nll": fit.history[-1]["nll"]}
+    record = {"model": name, "format": format, "seed": seed, "dense": dense, "parameters": fit.num_parameters}
+    record |= {"table_rank": both[0], "rank": both[1], "order": options.order, "nll": fit.history[-1]["nll"]}
     record |= {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent}
     return record, fit
 
@@ -75,6 +96,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--rate", type=float, help="of Adam, instead of the model's")
     parser.add_argument("--order", type=int, help="modes a side of every weight, instead of the widths' own number")
+    parser.add_argument("--share", type=float, default=SHARE, help="of the budget, at least, for the embedding")
     parser.add_argument("--temperature", type=float, default=TEMPERATURE)
     parser.add_argument("--validation", action="store_true", help="score a tenth of the training utterances instead")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.jsonl"))
