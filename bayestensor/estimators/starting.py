@@ -9,7 +9,6 @@ import numpy as np
 
 from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.inputs import Observed
-from bayestensor.models.compiled import side_by_side
 from bayestensor.models.conjugate import Conjugate, refreshed, sweeps
 from bayestensor.models.effects import constant_start
 from bayestensor.models.state import Chance, How, State
@@ -58,7 +57,7 @@ def best_starts(
                 break
         return 0.0 if model.discrete else score(model, state, count), state
 
-    found = side_by_side(start, rng.spawn(max(chains, min(_MOST_STARTS, int(share)))))
+    found = [start(own) for own in rng.spawn(max(chains, min(_MOST_STARTS, int(share))))]
     found.sort(key=lambda one: one[0])
     nearly_exact = float(found[0][1].precision) > _NEARLY_EXACT
     return [state for _, state in found[: 1 if nearly_exact else chains]]
