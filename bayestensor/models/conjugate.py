@@ -35,7 +35,7 @@ from bayestensor.models.effects import Effects, spread_out, taken_off, update
 from bayestensor.models.effects import start as no_effects
 from bayestensor.models.gauge import regauged
 from bayestensor.models.noise import pick_shares, reweighted
-from bayestensor.models.rows import CORRELATIONS, innovations, pick_correlations, row_posterior, smooth_posterior
+from bayestensor.models.rows import CORRELATIONS, chain_posterior, innovations, pick_correlations, row_posterior
 from bayestensor.models.side import Features, Side
 from bayestensor.models.state import Chance, How, State, Swept
 from bayestensor.priors.base import ScalePrior
@@ -137,7 +137,7 @@ class Conjugate:
         shapes = self._shapes()
         sizes = {
             "normal": (n, sum(q * p for q, p in shapes.values())),
-            "gumbel": (n, len(CORRELATIONS), sum(shapes[name][1] + 1 for name in self.smooth)),
+            "gumbel": (n, len(CORRELATIONS), sum(shapes[name][1] for name in self.smooth)),
         }
         bits = rng.integers(2**32, size=(n, 2), dtype=np.uint32)
         if not draw:
@@ -222,10 +222,10 @@ class Conjugate:
             gram, moment = normal_equations(network, cores, name, data, covariances or None)
             scaled = state.precision * gram, state.precision * moment + pull, d, piece.reshape(q, p)
             if name in self.smooth:
-                rows, spread, lag = smooth_posterior(*scaled, state.correlations[name], how.spreads)
+                rows, spread, lag = chain_posterior(*scaled, state.correlations[name], how.spreads)
                 pairs[name] = rows[1:] * rows[:-1] + (how.spreads * lag[:-1] if covariances else 0.0)
             else:
-                rows, spread = row_posterior(*scaled, how.spreads)
+                rows, spread = row_posterior(*scaled)
             cores[name], seconds[name] = from_rows(network, name, rows), rows**2
             second = rows[:, :, None] * rows[:, None, :]
             if covariances:

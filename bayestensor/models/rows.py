@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import jax
@@ -15,39 +14,13 @@ CORRELATIONS = np.concatenate([[0.0], 1 - np.geomspace(0.7, 1e-4, 40)])  # the v
 
 
 def row_posterior(
-    gram: Float[Array, "q p p"],
-    moment: Float[Array, "q p"],
-    d: Float[Array, "p"],
-    noise: Float[Array, "q p"],
-    spreads: float | Array = 1.0,
+    gram: Float[Array, "q p p"], moment: Float[Array, "q p"], d: Float[Array, "p"], noise: Float[Array, "q p"]
 ) -> tuple[Float[Array, "q p"], Float[Array, "q p p"]]:
-    """(rows, covariances) of `N(A^-1 moment, A^-1)`, `A = gram + diag(d)`: rows are its mean where noise is zero.
-
-    Where `spreads` is 0 covariances are zero, and most of the work is saved.
-    """
-    root = jnp.linalg.cholesky(gram + jnp.diag(d)[None], symmetrize_input=False)
-    white = jax.lax.linalg.triangular_solve(root, moment[..., None], left_side=True, lower=True) + noise[..., None]
-    rows = jax.lax.linalg.triangular_solve(root, white, left_side=True, lower=True, transpose_a=True)[..., 0]
-
-    def spread() -> Array:
-        inverse_root = _inverse_root(root)
-        return jnp.matmul(inverse_root.mT, inverse_root)
-
-    return rows, jax.lax.cond(spreads > 0, spread, lambda: jnp.zeros_like(gram))
-
-
-def smooth_posterior(
-    gram: Float[Array, "q p p"],
-    moment: Float[Array, "q p"],
-    d: Float[Array, "p"],
-    noise: Float[Array, "q p"],
-    rho: Float[Array, "p"],
-    spreads: float | Array = 1.0,
-) -> tuple[Float[Array, "q p"], Float[Array, "q p p"], Float[Array, "q p"]]:
-    """`chain_posterior`, by way of the quicker `row_posterior` where no column has a correlation."""
-    alone = lambda *args: (*row_posterior(*args, spreads), jnp.zeros_like(moment))  # noqa: E731
-    chain = lambda *args: chain_posterior(*args, rho, spreads)  # noqa: E731
-    return jax.lax.cond(jnp.any(rho != 0), chain, alone, gram, moment, d, noise)
+    """(rows, covariances) of `N(A^-1 moment, A^-1)`, `A = gram + diag(d)`: rows are its mean where noise is zero."""
+    root = jnp.linalg.cholesky(gram + jnp.diag(d)[None])
+    inverse_root = _inverse_root(root)
+    white = jnp.einsum("qpr,qr->qp", inverse_root, moment) + noise
+    return jnp.einsum("qrp,qr->qp", inverse_root, white), jnp.matmul(inverse_root.mT, inverse_root)
 
 
 def chain_posterior(
@@ -110,18 +83,15 @@ def pick_correlations(
     own: Mapping[str, Float[Array, "q p"]],
     pairs: Mapping[str, Float[Array, "n p"]],
     precisions: Mapping[str, Float[Array, "p"]],
-    gumbel: Float[Array, "k places"],
+    gumbel: Float[Array, "k columns"],
 ) -> dict[str, Array]:
-    """For each column of each core one of CORRELATIONS: drawn from its conditional, or the best.
-
-    A core is smooth or not, as likely the one as the other; if not, all its columns have 0, else each any of them,
-    equally likely. Which of the two is drawn, or is the likelier one, the columns' correlations integrated out.
+    """For each column of each smooth core one of CORRELATIONS: drawn from its conditional, or the best.
 
     Args:
         own: second moments of the rows of each core.
         pairs: core -> expected products of neighbouring rows.
         precisions: core -> prior precision of each column.
-        gumbel: numbers of that law to draw, zeros for the best; columns of all cores, then the cores.
+        gumbel: numbers of that law to draw, zeros for the best; columns of all cores.
     """
     sums = [
         precisions[name][None] * jnp.stack([own[name][0], own[name][:-1].sum(0), pair.sum(0)])
@@ -132,12 +102,9 @@ def pick_correlations(
     first, before, cross = first[None], before[None], cross[None]
     error = (1 - rho**2) * first - 2 * rho * cross + rho**2 * before
     log_p = 0.5 * jnp.log1p(-(rho**2)) - 0.5 * error
-    best = rho[jnp.argmax(log_p + gumbel[:, : log_p.shape[1]], axis=0), 0]
-    gain = jax.nn.logsumexp(log_p, axis=0) - math.log(len(rho)) - log_p[0]
-    smooth = gumbel[0, log_p.shape[1] :] - gumbel[1, log_p.shape[1] :]
+    best = rho[jnp.argmax(log_p + gumbel, axis=0), 0]
     ends = np.cumsum([pair.shape[1] for pair in pairs.values()])[:-1]
-    found = zip(pairs, jnp.split(best, ends), jnp.split(gain, ends), smooth, strict=True)
-    return {name: jnp.where(own.sum() + chance > 0, column, 0.0) for name, column, own, chance in found}
+    return dict(zip(pairs, jnp.split(best, ends), strict=True))
 
 
 def innovations(own: Float[Array, "q p"], pairs: Float[Array, "n p"], rho: Float[Array, "p"]) -> Float[Array, "q p"]:

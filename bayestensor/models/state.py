@@ -27,7 +27,7 @@ class Chance(NamedTuple):
 
     bits: AnyArray  # [n, 2], unsigned: of a key
     normal: AnyArray  # [n, entries of all cores]
-    gumbel: AnyArray  # [n, correlations, columns of smooth cores and the cores]
+    gumbel: AnyArray  # [n, correlations, columns of smooth cores]
     gamma: AnyArray  # [n]: of the law of the noise precision, of mean 1
 
 
