@@ -11,7 +11,7 @@ import numpy as np
 from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.inputs import Observed
 from bayestensor.estimators.spectral import compressed
-from bayestensor.estimators.starting import best_starts, score, settle, settled, work
+from bayestensor.estimators.starting import best_starts, crowded, score, settle, settled, work
 from bayestensor.models.conjugate import Conjugate
 from bayestensor.models.effects import CONSTANT
 from bayestensor.models.state import MAP, VARIATIONAL, State
@@ -97,6 +97,8 @@ def grow(
     if model.likelihood != "gaussian" or not is_joint(model.network) or len(model.network.shape) == 1:
         return model, state  # a vector is of rank one
     count, how = len(values), VARIATIONAL if state.covariances else MAP
+    if not widen and crowded(model, state, count):
+        return model, state
     while newborns := _newborns(model, state, given, values, widen):
         larger, trial = model, state
         for columns in newborns:
