@@ -161,7 +161,7 @@ def functionals(model, state, values):
         each = jax.scipy.stats.t.logpdf(values, DEGREES_OF_FREEDOM, x, precisions(model, state) ** -0.5)
     else:
         each = jax.scipy.stats.norm.logpdf(values, x, precisions(model, state) ** -0.5)
-    log_likelihood = (SEEN.ravel() * each).sum()
+    log_likelihood = jnp.where(SEEN.ravel(), each, 0.0).sum()
     logs = {bond: jnp.log(v) for bond, v in state.scales.items()}
     out = {f"entry {k}": x[k] for k in ENTRIES}
     out |= {"norm": (dense(tensor) ** 2).sum(), "log likelihood": log_likelihood}

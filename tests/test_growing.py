@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from bayestensor.estimators import TensorCompletion, growing
 from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.fitting import default_sweeps
-from bayestensor.estimators.growing import _newborns, grow, with_component
+from bayestensor.estimators.growing import _newborns, free_places, grow, with_component
 from bayestensor.estimators.inputs import Observed, read
 from bayestensor.estimators.networks import default_network
 from bayestensor.estimators.spectral import compressed
@@ -18,7 +20,9 @@ from bayestensor.estimators.starting import repeated, settle
 from bayestensor.models.conjugate import Conjugate, sweeps
 from bayestensor.models.state import GIBBS, MAP, VARIATIONAL
 from bayestensor.priors import InverseGamma
-from bayestensor.tensor.formats import cp
+from bayestensor.tensor.contract import dense
+from bayestensor.tensor.formats import FORMATS, cp
+from bayestensor.tensor.network import Factored
 from bayestensor.tensor.normal import Entries, Grid
 
 SHAPE, NOISE = (12, 10, 8), 0.1
@@ -65,13 +69,36 @@ def test_a_component_that_the_start_lacks_is_born(rank):
 def test_no_component_is_born_of_noise():
     # the root of what the best rank-one fit to noise explains is 0.7 to 0.95 of its bound, and 1.1 of that is asked for
     model, state, _, given, values = known_factors(3, [0, 1, 2])
-    assert _newborns(model, state, given, values, True) == []
+    assert _newborns(model, state, given, values, free_places(model, state, len(values), True)) == []
+
+
+@pytest.mark.parametrize("format", ["tucker", "tensor_train"])
+def test_a_component_is_born_in_any_format(format):
+    """The start has two of three rank-one terms, as two indices of each bond; the third is dead."""
+    model, _, data, given, values = known_factors(3, [0, 2])
+    whole, _ = factors(SHAPE, 3, 0)
+    model = replace(model, network=FORMATS[format](SHAPE, rank=3))
+    shapes = {c.name: model.network.core_shape(c.name) for c in model.network.cores}
+    state = model.start({name: np.zeros(shape) for name, shape in shapes.items()}, 1 / NOISE**2)
+    for k, column in enumerate((0, 2)):
+        places = dict.fromkeys(model.network.bonds, k)
+        model, state = with_component(model, state, [f[:, column] for f in whole], places)
+    np.testing.assert_allclose(
+        dense(Factored(model.network, state.cores)),
+        np.einsum("ir,jr,kr->ijk", *(f[:, [0, 2]] for f in whole)),
+        atol=1e-9,
+    )
+    state = settle(model, state, data, 10, VARIATIONAL, np.random.default_rng(1))
+    before = float(state.precision)
+    model, state = grow(model, state, data, given, values, 20, True, np.random.default_rng(0))
+    assert before**-0.5 > 3 * NOISE and float(state.precision) ** -0.5 == pytest.approx(NOISE, rel=0.2)
+    assert set(model.network.ranks.values()) == {3}
 
 
 def test_a_newborn_is_the_columns_given_and_changes_nothing_else():
-    model, state, *_, given, _ = known_factors(2, [0, 1])
+    model, state, *_ = known_factors(2, [0, 1])
     columns = factors(SHAPE, 1, 5)[0]
-    larger, grown = with_component(model, state, [c[:, 0] for c in columns], len(given.values))
+    larger, grown = with_component(model, state, [c[:, 0] for c in columns], {"rank": 2})
     old, new = ([np.asarray(s.cores[f"factor{k}"]) for k in range(3)] for s in (state, grown))
     assert larger.network.ranks == {"rank": 3}
     assert all((b[:, :2] == a).all() for a, b in zip(old, new, strict=True))

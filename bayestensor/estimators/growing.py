@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from typing import Any
 
 import numpy as np
+import opt_einsum
 
-from bayestensor.estimators.counting import seen_noise, standing_out
+from bayestensor.estimators.counting import ranks, seen_noise, standing_out
 from bayestensor.estimators.inputs import Observed
 from bayestensor.estimators.spectral import compressed
-from bayestensor.estimators.starting import best_starts, score, settle, settled, work
+from bayestensor.estimators.starting import best_starts, crowded, score, settle, settled, work
 from bayestensor.models.conjugate import Conjugate
 from bayestensor.models.effects import CONSTANT
 from bayestensor.models.state import MAP, VARIATIONAL, State
 from bayestensor.priors.base import ScalePrior
 from bayestensor.tensor.network import Network
-from bayestensor.tensor.normal import Grid, Observations, from_rows, is_joint, row_shape, split_legs, to_rows
+from bayestensor.tensor.normal import Grid, Observations, is_joint, row_shape, split_legs
+from bayestensor.tensor.paths import contraction_path
 
 _TOO_DEAR = 5e7  # multiplications of a sweep above which three random starts are too many
 _ABOVE = 1.1  # times what noise gives: the best rank-one fit to pure noise explains 0.7 to 0.95 of its bound, squared
 _STEPS = 10  # to the leading component
-_BLOCK = 1 << 16
+_BLOCK = 1 << 20  # numbers of one core gathered at a time
 
 
 def starts_by_spectrum(model: Conjugate, given: Observed) -> bool:
@@ -90,17 +94,20 @@ def grow(
     widen: bool,
     rng: np.random.Generator,
 ) -> tuple[Conjugate, State]:
-    """Components of CP born as long as the residual has some that stand out and `score` falls.
+    """Components born as long as the residual has some that stand out and `score` falls.
 
-    Newborns take the places of dead ones, all of them at once; where all live and `widen` allows it, one is added.
+    A newborn is a rank-one tensor, in every format one index of each bond. Newborns take the places of dead ones, all
+    of them at once; of CP where all live and `widen` allows it, one is added.
     """
-    if model.likelihood != "gaussian" or not is_joint(model.network) or len(model.network.shape) == 1:
+    if model.likelihood != "gaussian" or len(model.network.shape) == 1:
         return model, state  # a vector is of rank one
     count, how = len(values), VARIATIONAL if state.covariances else MAP
-    while newborns := _newborns(model, state, given, values, widen):
+    if not widen and crowded(model, state, count):
+        return model, state
+    while newborns := _newborns(model, state, given, values, places := free_places(model, state, count, widen)):
         larger, trial = model, state
-        for columns in newborns:
-            larger, trial = with_component(larger, trial, columns, count)
+        for columns, place in zip(newborns, places, strict=False):
+            larger, trial = with_component(larger, trial, columns, place)
         trial = settle(larger, trial, data, sweeps_each, how, rng)
         if score(larger, trial, count) >= score(model, state, count):
             break
@@ -111,14 +118,14 @@ def grow(
 
 
 def _newborns(
-    model: Conjugate, state: State, given: Observed, values: np.ndarray, widen: bool
+    model: Conjugate, state: State, given: Observed, values: np.ndarray, places: Sequence[Mapping[str, int]]
 ) -> list[list[np.ndarray]]:
     """`leading` of what the fit leaves, of what that leaves, and so on, as many as there are places for."""
-    noise = float(seen_noise(model.network, state.precision, len(values)))
-    (norms,) = standing_out(model.network, state.cores, noise).values()
+    if not places:
+        return []
     coords = _padded(given, model.network)
     left, found = values - _fitted(model, state, coords), []
-    for _ in range(int((norms == 0).sum()) or int(widen)):
+    for _ in places:
         columns = leading(left, coords, model.network.shape, float(state.precision))
         if columns is None:
             break
@@ -128,7 +135,7 @@ def _newborns(
 
 
 def leading(left: np.ndarray, coords: np.ndarray, shape: tuple[int, ...], precision: float) -> list[np.ndarray] | None:
-    """Columns of the rank-one tensor nearest to what a CP fit leaves, at the observed entries; None if noise has one.
+    """Columns of the rank-one tensor nearest to what a fit leaves, at the observed entries; None if noise has one.
 
     That is where it explains less than `(noise * sum of sqrt(n_k))^2`, as the best for a tensor of pure noise does
     (Tomioka and Suzuki, arXiv 1407.1870).
@@ -149,48 +156,91 @@ def _rank_one_at(columns: list[np.ndarray], coords: np.ndarray) -> np.ndarray:
     return math.prod(c[coords[:, k]] for k, c in enumerate(columns))
 
 
-def with_component(model: Conjugate, state: State, columns: list[np.ndarray], count: int) -> tuple[Conjugate, State]:
-    """Model and state with these columns in the place of the least of the dead components, or after the last."""
-    network, (bond,) = model.network, model.network.bonds
+def free_places(model: Conjugate, state: State, count: int, widen: bool) -> list[dict[str, int]]:
+    """For each newborn there is room for, bond -> index: the least of the dead, or of CP after the last with `widen`.
+
+    Of CP dead is what does not stand out. Slices of other formats may lie in the span of live ones and have a norm all
+    the same: there the least have to go where the rank is below the bond's size.
+    """
+    network = model.network
     noise = float(seen_noise(network, state.precision, count))
-    norms = standing_out(network, state.cores, noise)[bond]
-    if (norms == 0).any():
-        place = int(np.argmin(norms))
-    else:
-        place = len(norms)
-        model = replace(model, network=network.resized({bond: place + 1}))
-    more = len(norms) == place
-    size = math.prod(float(np.linalg.norm(c)) for c in columns) ** (1 / len(columns))
+    norms = standing_out(network, state.cores, noise)
+    live = {bond: int((norm > 0).sum()) for bond, norm in norms.items()}
+    if not is_joint(network):
+        live = ranks(network, {name: np.asarray(core) for name, core in state.cores.items()}, noise)
+    room = min(len(norm) - live[bond] for bond, norm in norms.items())
+    if room == 0 and widen and is_joint(network):
+        return [{bond: len(norm) for bond, norm in norms.items()}]
+    least = {bond: np.argsort(norm, kind="stable") for bond, norm in norms.items()}
+    return [{bond: int(order[k]) for bond, order in least.items()} for k in range(room)]
+
+
+def with_component(
+    model: Conjugate, state: State, columns: list[np.ndarray], places: Mapping[str, int]
+) -> tuple[Conjugate, State]:
+    """Model and state with the rank-one tensor of these columns at one index of each bond, what was there gone."""
+    old = model.network
+    more = {bond: int(place == old.size[bond]) for bond, place in places.items()}
+    network = old.resized({bond: old.size[bond] + more[bond] for bond in old.bonds})
+    by_mode = {mode: column / np.linalg.norm(column) for mode, column in zip(old.modes, columns, strict=True)}
+    size = math.prod(float(np.linalg.norm(c)) for c in columns) ** (1 / len(old.cores))
+
+    def padded(array: Any, legs: Sequence[str]) -> np.ndarray:
+        return np.pad(np.asarray(array), [(0, more.get(leg, 0)) for leg in legs])
+
+    def by_bonds(array: Any, bonds: tuple[str, ...], times: int) -> np.ndarray:
+        """An array whose last `times` axes are each all bonds of a core, padded."""
+        lead, sizes = np.shape(array)[: np.ndim(array) - times], [old.size[bond] for bond in bonds]
+        whole = padded(np.reshape(array, [*lead, *sizes * times]), ("",) * len(lead) + bonds * times)
+        return whole.reshape(*lead, *[math.prod(network.size[bond] for bond in bonds)] * times)
+
     cores, covariances, correlations, sides = {}, {}, {}, {}
-    for core in network.cores:
-        name, column = core.name, columns[network.modes.index(split_legs(network, core)[0][0])]
-        rows = np.pad(np.asarray(to_rows(network, name, state.cores[name])), ((0, 0), (0, more)))
-        rows[:, place] = column * (size / np.linalg.norm(column))
-        cores[name] = from_rows(model.network, name, rows)
+    for core in old.cores:
+        name, (modes, bonds) = core.name, split_legs(old, core)
+        array = padded(state.cores[name], core.legs)
+        for axis, leg in enumerate(core.legs):
+            if leg in places:
+                np.moveaxis(array, axis, 0)[places[leg]] = 0
+        own = reduce(np.multiply.outer, [by_mode[mode] for mode in modes], np.asarray(size))
+        array[tuple(places.get(leg, slice(None)) for leg in core.legs)] = own
+        cores[name] = array
         if name in state.covariances:
-            covariances[name] = np.pad(state.covariances[name], ((0, 0), (0, more), (0, more)))
+            covariances[name] = by_bonds(state.covariances[name], bonds, 2)
         if name in state.correlations:
-            correlations[name] = np.pad(state.correlations[name], (0, more))
+            correlations[name] = by_bonds(state.correlations[name], bonds, 1)
         if name in state.sides:
-            side = state.sides[name]
-            sides[name] = side._replace(map=np.pad(side.map, ((0, 0), (0, more))))
-    v = np.pad(state.scales[bond], (0, more))
-    v[place] = v.max()
-    state = state._replace(cores=cores, covariances=covariances, scales={bond: v})
-    return model, state._replace(correlations=correlations, sides=sides)
+            sides[name] = state.sides[name]._replace(map=by_bonds(state.sides[name].map, bonds, 1))
+    scales = {bond: padded(v, (bond,)) for bond, v in state.scales.items()}
+    for bond, v in scales.items():
+        v[places[bond]] = v.max()
+    state = state._replace(cores=cores, covariances=covariances, scales=scales, correlations=correlations, sides=sides)
+    return replace(model, network=network), state
 
 
 def _fitted(model: Conjugate, state: State, coords: np.ndarray) -> np.ndarray:
-    """Tensor and effects at coordinates, of CP."""
+    """Tensor and effects at coordinates."""
     network, out = model.network, np.empty(len(coords))
-    rows = [np.asarray(to_rows(network, core.name, state.cores[core.name])) for core in network.cores]
-    modes = [network.modes.index(split_legs(network, core)[0][0]) for core in network.cores]
-    for first in range(0, len(coords), _BLOCK):
-        at = coords[first : first + _BLOCK]
-        out[first : first + _BLOCK] = math.prod(r[at[:, k]] for r, k in zip(rows, modes, strict=True)).sum(1)
+    block = max(1, _BLOCK // max(row_shape(network, core.name)[1] for core in network.cores))
+    for first in range(0, len(coords), block):
+        at = dict(zip(network.modes, coords[first : first + block].T, strict=True))
+        terms = [_gathered(np.asarray(state.cores[core.name]), core.legs, at) for core in network.cores]
+        path = contraction_path(tuple(legs for _, legs in terms), tuple(a.shape for a, _ in terms), ("batch",))
+        operands = [part for term in terms for part in term]
+        out[first : first + block] = opt_einsum.contract(*operands, ("batch",), optimize=list(path))
     for name, value in state.effects.values.items():
         out += np.asarray(value) if name == CONSTANT else np.asarray(value)[coords[:, network.modes.index(name)]]
     return out
+
+
+def _gathered(
+    array: np.ndarray, legs: Sequence[str], at: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A core with its modes replaced by one leading axis, what they are `at`; the core itself where it has none."""
+    modes = [leg for leg in legs if leg in at]
+    if not modes:
+        return array, tuple(legs)
+    front = np.moveaxis(array, [legs.index(leg) for leg in modes], range(len(modes)))
+    return front[tuple(at[leg] for leg in modes)], ("batch", *(leg for leg in legs if leg not in at))
 
 
 def _rank_one(core: np.ndarray) -> list[np.ndarray]:

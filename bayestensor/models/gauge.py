@@ -29,8 +29,9 @@ def regauged(
     key: Key[Array, ""], network: Network, prior: ScalePrior, variance: float, state: State, draw: float | Array
 ) -> State:
     """The same tensor with a factor moved from bond to bond (`pick_levels`) and, where sweeps draw, slices sheared."""
+    level_key, shear_key = jax.random.split(key)
     if len(state.scales) > 1:
-        scales, by = pick_levels(key, network, prior, state.scales, draw)
+        scales, by = pick_levels(level_key, network, prior, state.scales, draw)
         state = state._replace(
             cores={name: core * by[name] for name, core in state.cores.items()},
             covariances={name: spread * by[name] ** 2 for name, spread in state.covariances.items()},
@@ -41,8 +42,7 @@ def regauged(
         return state
 
     def sheared(cores, scales):
-        own = jax.random.fold_in(key, len(scales))
-        return pick_gauges(own, network, prior, variance, cores, scales, state.correlations)
+        return pick_gauges(shear_key, network, prior, variance, cores, scales, state.correlations)
 
     cores, scales = jax.lax.cond(draw > 0, sheared, lambda *same: same, state.cores, state.scales)
     return state._replace(cores=cores, scales=scales)
