@@ -132,14 +132,14 @@ def by_gradients(holed: np.ndarray, rank: int, seed: int, name: str, where: str)
 
 
 def draw(path: Path) -> None:
-    """Error, coverage and time of every engine, a column a row of data; a point a seed."""
+    """Error, coverage, rank and time of every engine, a column a row of data; a point a seed."""
     import matplotlib.pyplot as plt
     import pandas as pd
 
     table = pd.DataFrame(map(json.loads, path.read_text().splitlines()))
     rows = [row for row in RANKS if row in set(table["data"])]
-    measures = {"rrse": "RRSE", "coverage_90": "90 % interval covers", "cpu_seconds": "CPU seconds"}
-    figure, axes = plt.subplots(3, len(rows), figsize=(4 * len(rows), 6.5), squeeze=False, layout="constrained")
+    measures = {"rrse": "RRSE", "coverage_90": "90 % interval covers", "rank": "rank", "cpu_seconds": "CPU seconds"}
+    figure, axes = plt.subplots(4, len(rows), figsize=(4 * len(rows), 8), squeeze=False, layout="constrained")
     for column, row in enumerate(rows):
         for line, (key, label) in enumerate(measures.items()):
             ax, part = axes[line, column], table[table["data"] == row]
@@ -152,7 +152,7 @@ def draw(path: Path) -> None:
             if key == "coverage_90":
                 ax.axhline(0.9, color="grey", linewidth=0.8)
             else:
-                ax.set_ylim(bottom=0)
+                ax.set_ylim(0, 1.15 * part[key].max())
     figure.savefig(path.with_suffix(".png"), dpi=150)
 
 
