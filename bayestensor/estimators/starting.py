@@ -79,21 +79,23 @@ def _random_state(model: Conjugate, rng: np.random.Generator, precision: float, 
 
 
 def cut(model: Conjugate, states: list[State], given: Observed) -> tuple[Conjugate, list[State]]:
-    """Without the slices that none of the states needs, where that saves a chain enough; all keep one shape.
+    """With a quarter of the slices that none of the states needs, where all of them cost enough; all keep one shape.
 
-    Not for less: a slice that is next to nothing here can come to life in the draws (Birmingham's parking counts, half
-    hidden: an error of 0.023 after a cut to 31 components, 0.020 without).
+    Slices that are next to nothing here can come to life in the draws. With none of them left kinetic is predicted with
+    an error of 0.0222, with a quarter 0.0218, with all 0.0206; amino acids half hidden with 0.0113, 0.0115, 0.0118.
     """
     norms = [host_slice_norms(model.network, {k: np.asarray(v) for k, v in s.cores.items()}) for s in states]
-    kept: list[dict[str, np.ndarray]] = [{} for _ in states]
+    sizes, needed = model.network.ranks, {}
     for bond in model.network.bonds:
-        size = max(1, *(int(np.sum(norm[bond] > RANK_THRESHOLD * total)) for norm, total in norms))
-        for indices, (norm, _) in zip(kept, norms, strict=True):
-            indices[bond] = np.sort(np.argsort(-norm[bond], kind="stable")[:size])
-    resized = model.network.resized({bond: len(indices) for bond, indices in kept[0].items()})
-    if _SWEEPS_LEFT * (work(model.network, given) - work(resized, given)) <= _WORTH_A_CUT:
+        needed[bond] = max(1, *(int(np.sum(norm[bond] > RANK_THRESHOLD * total)) for norm, total in norms))
+    saved = work(model.network, given) - work(model.network.resized(needed), given)
+    if _SWEEPS_LEFT * saved <= _WORTH_A_CUT:
         return model, states
-    smaller = [model.keep(state, indices) for state, indices in zip(states, kept, strict=True)]
+    smaller = []
+    for state, (norm, _) in zip(states, norms, strict=True):
+        order = {bond: np.argsort(-norm[bond], kind="stable") for bond in needed}
+        kept = {bond: np.sort(order[bond][: size + (sizes[bond] - size) // 4]) for bond, size in needed.items()}
+        smaller.append(model.keep(state, kept))
     return smaller[0][0], [state for _, state in smaller]
 
 
