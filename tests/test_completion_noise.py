@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from bayestensor.estimators import TensorCompletion
+from bayestensor.estimators.inputs import Observed
 from bayestensor.estimators.networks import default_network
 from bayestensor.estimators.residuals import entries_of, fitted_degrees, noise_degrees, noise_scales
 from bayestensor.tensor.formats import FORMATS
@@ -77,10 +79,9 @@ def test_residuals_of_every_format_are_those_of_the_dense_tensor(format):
     x = x + effects["constant"][..., None, None, None, None] + effects[network.modes[1]][:, :, None, :, None, None]
     noise, values = np.full((2, 6), 0.3), x[0, 0] + 0.3 * rng.standard_t(3, size=shape)
     coords, weights = np.argwhere(np.ones(shape)), rng.uniform(0.5, 2, size=x[0, 0].size)
-    found = fitted_degrees(network, {"cores": cores, "effects": effects}, noise, None, coords, values.ravel(), weights)
-    order = np.random.default_rng(0).permutation(len(weights))
-    flat = x.reshape(2, 6, -1)[..., order]
-    assert found == noise_degrees(values.ravel()[order], flat, noise, weights[order])
+    fit = SimpleNamespace(network=network, cores=cores, effects=effects, noise=noise)
+    found = fitted_degrees(fit, Observed(shape, coords, values.ravel(), weights=weights), values.ravel(), None)
+    assert found == noise_degrees(values.ravel(), x.reshape(2, 6, -1), noise, weights)
     first = ({name: row[0] for name, row in drawn.items()} for drawn in (cores, effects))
     np.testing.assert_allclose(entries_of(network, *first, coords), x[0].reshape(6, -1), atol=1e-12)
 

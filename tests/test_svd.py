@@ -26,8 +26,10 @@ from bayestensor.priors.svd_penalty import MEASURES
 from bayestensor.ranks.select import select
 from bayestensor.tensor.contract import dense
 from bayestensor.tensor.network import factored
+from bayestensor.tensor.sized import conv_network
 
 NETWORK = bt.svd((3, 2), (2, 4), rank=5)
+SPATIAL = conv_network(4, 3, (3, 2), "svd_spatial", 5)  # the matrix (out * width, height * in)
 PENALTY = bt.SvdPenalty(3.0, 0.7)
 
 
@@ -54,7 +56,7 @@ def test_the_gradient_at_no_singular_values_is_finite():
     assert all(np.isfinite(leaf).all() for leaf in gradient.values())
 
 
-@pytest.mark.parametrize("network", [NETWORK, bt.svd((7,), (3,), "full"), bt.svd((4, 3), (), 2)])
+@pytest.mark.parametrize("network", [NETWORK, bt.svd((7,), (3,), "full"), bt.svd((4, 3), (), 2), SPATIAL])
 def test_start_is_the_svd_of_the_same_matrix(network, x64):
     tensor = random_tensor(network)
     start = jax.jit(PENALTY.start)(tensor)
@@ -63,8 +65,9 @@ def test_start_is_the_svd_of_the_same_matrix(network, x64):
     for name in "uv":
         side = np.asarray(start.cores[name]).reshape(-1, rank)
         np.testing.assert_allclose(side.T @ side, np.eye(rank), atol=1e-12)
-    rows = tensor.cores["u"].size // rank
-    values = np.linalg.svd(np.asarray(dense(tensor)).reshape(rows, -1), compute_uv=False)
+    sides = (*network.core["u"].legs[:-1], *network.core["v"].legs[:-1])
+    matrix = np.transpose(dense(tensor), [network.modes.index(leg) for leg in sides])
+    values = np.linalg.svd(matrix.reshape(tensor.cores["u"].size // rank, -1), compute_uv=False)
     np.testing.assert_allclose(start.cores["s"], values[:rank], atol=1e-12)
 
 
@@ -169,3 +172,6 @@ def test_weights_of_a_config_are_a_datum_of_the_training_data():
     data, model = {"name": "digits", "validation": 0.2}, {"name": "mlp", "format": "svd"}
     raw = RAW | {"data": data, "model": model, "prior": RAW["prior"] | {"orthogonality": 2.0, "measure": "l1"}}
     assert prior(configs.build(raw)) == bt.SvdPenalty(1150 * 2.0, 1150 * 0.1, "l1")  # 1437 less a fifth
+    spatial = {"name": "lenet5", "format": "svd", "conv_format": "svd_spatial", "channels": [4, 6], "kernel_size": 2}
+    sizes = [layer.parameters for layer in check(configs.build(raw | {"model": spatial | {"conv_rank": 3}}))][:2]
+    assert sizes == [3 * (4 * 2 + 1 + 2) - 11 + 4, 3 * (6 * 2 + 1 + 2 * 4) + 6]  # the first has at most rank 2

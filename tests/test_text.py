@@ -52,7 +52,7 @@ def snips(tmp_path, monkeypatch):
 def test_utterances_become_tokens_slots_and_intents(snips):
     data = text.load_snips(snips, length=6)
     assert data.intents == ("GetWeather", "PlayMusic") and data.num_classes == 2
-    assert data.words[:2] == ("", "?") and set(data.words[2:]) == set(
+    assert data.words[:3] == ("", "?", "it") and set(data.words[2:]) == set(
         ["will", "it", "rain", "in", "new", "york", "?", "sunny", "is", "play", "café"]
     )
     assert data.slots == ("O", "B-city", "B-condition", "B-song", "I-city")

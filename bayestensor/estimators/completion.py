@@ -181,8 +181,7 @@ class TensorCompletion(BaseEstimator):
         self.noise_ = math.nan if discrete else noise if noise.ndim else float(noise)
         self.noise_df_ = math.nan if discrete else DEGREES_OF_FREEDOM
         if self.likelihood == "gaussian":
-            drawn, observed = {"cores": fit.cores, "effects": fit.effects}, (given.values / self.scale_, given.weights)
-            self.noise_df_ = fitted_degrees(fit.network, drawn, fit.noise, self.noise_by, given.coords, *observed)
+            self.noise_df_ = fitted_degrees(fit, given, given.values / self.scale_, self.noise_by)
         self.rank_posterior_ = fit.rank_posterior
         self.rank_ = most_frequent_rank(fit.rank_posterior)
         self.diagnostics_ = fit.diagnostics | {"empty_slices": given.empty_slices(), "formats": scores}

@@ -26,7 +26,6 @@ from bayestensor.estimators.starting import (
     worth_a_chain,
 )
 from bayestensor.models.blocks import LARGEST, is_blocked
-from bayestensor.models.compiled import side_by_side
 from bayestensor.models.conjugate import Conjugate, refreshed, sweeps
 from bayestensor.models.effects import effect_names
 from bayestensor.models.state import GIBBS, MAP, VARIATIONAL, How, State
@@ -116,7 +115,7 @@ def closed_form_fit(network: Network, given: Observed, values: np.ndarray, plan:
                 return _draws(model, state, data, given, plan, each, own, bar)
             return _from_mean_field(state, plan.num_draws if plan.inference == "variational" else 1, own, model)
 
-        traces = side_by_side(drawn, list(zip(rng.spawn(len(states)), states, strict=True)))
+        traces = [drawn(chain) for chain in zip(rng.spawn(len(states)), states, strict=True)]
     trace = jax.tree.map(lambda *draws: np.stack(draws), *traces)
     cores = trace.cores
     if not all(np.isfinite(core).all() for core in cores.values()):
@@ -164,7 +163,7 @@ def _starts(
             state = settled(model, state, data, given, plan.warm_up, how, own)
         return grow(model, state, data, given, values, plan.warm_up, len(states) == 1, own)
 
-    found = side_by_side(ready, list(zip(rng.spawn(len(states)), states, strict=True)))
+    found = [ready(chain) for chain in zip(rng.spawn(len(states)), states, strict=True)]
     model, states = found[0][0], [state for _, state in found]  # chains share one shape
     states = worth_a_chain(model, states, len(values))
     if model.network.ranks != ranks[0]:

@@ -14,7 +14,7 @@ import opt_einsum
 from bayestensor.estimators.counting import ranks, seen_noise, standing_out
 from bayestensor.estimators.inputs import Observed
 from bayestensor.estimators.spectral import compressed
-from bayestensor.estimators.starting import best_starts, score, settle, settled, work
+from bayestensor.estimators.starting import best_starts, crowded, score, settle, settled, work
 from bayestensor.models.conjugate import Conjugate
 from bayestensor.models.effects import CONSTANT
 from bayestensor.models.state import MAP, VARIATIONAL, State
@@ -102,6 +102,8 @@ def grow(
     if model.likelihood != "gaussian" or len(model.network.shape) == 1:
         return model, state  # a vector is of rank one
     count, how = len(values), VARIATIONAL if state.covariances else MAP
+    if not widen and crowded(model, state, count):
+        return model, state
     while newborns := _newborns(model, state, given, values, places := free_places(model, state, count, widen)):
         larger, trial = model, state
         for columns, place in zip(newborns, places, strict=False):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import opt_einsum
 
+from bayestensor.estimators.inputs import Observed
 from bayestensor.models.effects import CONSTANT
 from bayestensor.tensor.network import Network
 
@@ -79,36 +80,23 @@ def noise_degrees(values: np.ndarray, x: np.ndarray, noise: np.ndarray, weights:
     return best if found[best] > log_likelihood(math.inf) + _WORTH else math.inf
 
 
-def fitted_degrees(
-    network: Network,
-    draws: Any,
-    noise: np.ndarray,
-    noise_by: int | None,
-    coords: np.ndarray,
-    values: np.ndarray,
-    weights: np.ndarray | None,
-) -> float:
-    """`noise_degrees` of a fit, by at most 2000 of its observations.
+def fitted_degrees(fit: Any, given: Observed, values: np.ndarray, noise_by: int | None) -> float:
+    """`noise_degrees` of a fit (`fitting.Fit`), by at most 2000 of its observations.
 
     Args:
-        network: of the cores.
-        draws: "cores" and "effects", [chain, draw, ...].
-        noise: [chain, draw], or [chain, draw, index of the mode `noise_by`].
-        noise_by: that mode, or None.
-        coords: (n, modes) of the observations.
-        values: (n,).
-        weights: (n,) or None.
+        fit: what was fitted.
+        given: its observations.
+        values: theirs, in the fit's units, (n,).
+        noise_by: the mode whose indices have a noise of their own, or None.
     """
-    some = np.random.default_rng(0).permutation(len(values))[:_MOST_ENTRIES]
-    at = np.pad(coords[some], ((0, 0), (0, len(network.modes) - coords.shape[1])))
-    x = np.stack([entries_of(network, *_of_chain(draws, k), at) for k in range(len(noise))])
-    if noise_by is not None:
-        noise = noise[:, :, at[:, noise_by]]
-    return noise_degrees(values[some], x, noise, 1.0 if weights is None else weights[some])
-
-
-def _of_chain(draws: Any, chain: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    return tuple({name: row[chain] for name, row in draws[part].items()} for part in ("cores", "effects"))  # type: ignore[return-value]
+    some = np.random.default_rng(0).choice(len(values), min(len(values), _MOST_ENTRIES), replace=False)
+    at = np.pad(given.coords[some], ((0, 0), (0, len(fit.network.modes) - len(given.shape))))
+    own = (
+        [{n: row[k] for n, row in drawn.items()} for drawn in (fit.cores, fit.effects)] for k in range(len(fit.noise))
+    )
+    x = np.stack([entries_of(fit.network, cores, effects, at) for cores, effects in own])
+    noise = fit.noise if noise_by is None else fit.noise[:, :, at[:, noise_by]]
+    return noise_degrees(values[some], x, noise, 1.0 if given.weights is None else given.weights[some])
 
 
 def entries_of(

@@ -9,7 +9,6 @@ import numpy as np
 
 from bayestensor.estimators.counting import seen_noise, standing_out
 from bayestensor.estimators.inputs import Observed
-from bayestensor.models.compiled import side_by_side
 from bayestensor.models.conjugate import Conjugate, refreshed, sweeps
 from bayestensor.models.effects import constant_start
 from bayestensor.models.state import Chance, How, State
@@ -58,7 +57,7 @@ def best_starts(
                 break
         return 0.0 if model.discrete else score(model, state, count), state
 
-    found = side_by_side(start, rng.spawn(max(chains, min(_MOST_STARTS, int(share)))))
+    found = [start(own) for own in rng.spawn(max(chains, min(_MOST_STARTS, int(share))))]
     found.sort(key=lambda one: one[0])
     nearly_exact = float(found[0][1].precision) > _NEARLY_EXACT
     return [state for _, state in found[: 1 if nearly_exact else chains]]
@@ -119,6 +118,8 @@ def _merged(model: Conjugate, state: State, count: int) -> State | None:
     """The state with fewer components, to be tried: those that repeat a stronger one cut; None where none does."""
     if model.discrete:
         return None
+    if crowded(model, state, count):
+        return None
     if is_joint(model.network) and (doubles := repeated(model, state, count)).any():
         cores = {name: np.where(doubles, 0, rows) for name, rows in _component_rows(model, state).items()}
         return state._replace(cores={name: from_rows(model.network, name, rows) for name, rows in cores.items()})
@@ -138,6 +139,19 @@ def repeated(model: Conjugate, state: State, count: int) -> np.ndarray:
         alike *= np.abs(unit.T @ unit)
     stronger = (norm[None, :] > norm[:, None]) & (norm[:, None] > 0)
     return np.any(stronger & (alike > _ALIKE), axis=1)
+
+
+def crowded(model: Conjugate, state: State, count: int) -> bool:
+    """Of CP: whether most places are taken, and most of those by components that repeat another.
+
+    No tensor of low rank looks so: what is to be merged or born there the draws find as well, and sooner.
+    """
+    if not is_joint(model.network):
+        return False
+    noise = float(seen_noise(model.network, state.precision, count))
+    (norm,) = standing_out(model.network, state.cores, noise).values()
+    living = int((norm > 0).sum())
+    return 2 * living > len(norm) and 2 * int(repeated(model, state, count).sum()) > living
 
 
 def _component_rows(model: Conjugate, state: State) -> dict[str, np.ndarray]:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, TypeAlias
 
 import jax
 from threadpoolctl import threadpool_limits
 
-P = ParamSpec("P")
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 AnyArray: TypeAlias = Any  # an array: NumPy's on the host, where each operation would be a program; JAX's inside one
 
 # Sweeps spend their time in LAPACK and matrix products, which no code generation makes faster, and compile once for
@@ -35,34 +29,3 @@ def closed_form() -> Iterator[None]:
     """
     with jax.enable_x64(True), threadpool_limits(limits=1, user_api="blas"):
         yield
-
-
-_asking = threading.Lock()
-
-
-def asked_in_turn(program: Callable[P, Result]) -> Callable[P, Result]:
-    """The compiled function, called by one thread at a time: no two compile the same. They run side by side."""
-
-    @wraps(program)
-    def call(*args: P.args, **kwargs: P.kwargs) -> Result:
-        with _asking:
-            return program(*args, **kwargs)
-
-    return call
-
-
-def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """`[function(item) for item in items]` in 64 bits, in as many threads as there are processors.
-
-    What a thread computes must not depend on the others: each chain has random numbers of its own.
-    """
-
-    def run(item: Item) -> Result:
-        with jax.enable_x64(True):  # a thread's own
-            return function(item)
-
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if min(processors, len(items)) <= 1:
-        return [run(item) for item in items]
-    with ThreadPoolExecutor(min(processors, len(items))) as pool:
-        return list(pool.map(run, items))

@@ -23,7 +23,7 @@ import numpy as np
 from bayestensor.models import side
 from bayestensor.models.augment import DISCRETE, augmented, dispersion
 from bayestensor.models.blocks import blocks, draw_blocks, is_blocked
-from bayestensor.models.compiled import AnyArray, asked_in_turn, quick_jit
+from bayestensor.models.compiled import AnyArray, quick_jit
 from bayestensor.models.conditionals import (
     HIGHEST_PRECISION,
     best_precision,
@@ -271,7 +271,6 @@ class Conjugate:
         return swept._replace(cores=scaled(swept.cores), covariances=spreads), scaled(roots)
 
 
-@asked_in_turn
 @partial(quick_jit, static_argnames="model")
 def sweeps(
     model: Conjugate, chance: Chance, state: State, data: Observations, how: How, hold: Bool[Array, "n"]
@@ -291,7 +290,6 @@ def refreshed(model: Conjugate, state: State, data: Observations) -> Observation
     return _refreshed(model, state, data) if model.likelihood == "poisson" else data
 
 
-@asked_in_turn
 @partial(quick_jit, static_argnames="model")
 def _refreshed(model: Conjugate, state: State, data: Observations) -> Observations:
     return replace(data, weight=jnp.where(data.weight > 0, dispersion(jnp.add(*model.values(state, data))), 0.0))

@@ -111,14 +111,14 @@ def _pick_rest(normal, choice, ratio, basis, omega, left, draw) -> tuple[Array, 
     tried = place + jnp.where(steps >= 0, steps + 1, steps)  # never where it is
     inside = (tried >= 0) & (tried < len(ratios))
     pair = jnp.stack([ratio, ratios[jnp.clip(tried, 0, len(ratios) - 1)]], axis=1)
+    features = jnp.concatenate([jnp.full((len(basis), 1), _BIAS_SD, basis.dtype), basis], axis=1)
 
     def one(now):
         pair, omega, left, noise, inside, u = now
-        shape = (2, len(basis), 1)
-        features = jnp.sqrt(pair)[:, None, None] * basis[None]
-        features = jnp.concatenate([jnp.full(shape, _BIAS_SD, basis.dtype), features], axis=2)
-        gram = (features * omega[None, :, None]).mT @ features
-        moment = jnp.einsum("n,pnm->pm", left, features)
+        size = jnp.broadcast_to(jnp.sqrt(pair)[:, None], (2, basis.shape[1]))
+        size = jnp.concatenate([jnp.ones((2, 1), basis.dtype), size], axis=1)
+        gram = (features * omega[:, None]).T @ features  # one product for both ratios: it costs more than all else
+        gram, moment = size[:, :, None] * size[:, None, :] * gram[None], size * (left @ features)[None]
         both, log_z = unknown_space_draw(gram, moment, jnp.stack([noise, noise]))
         taken = (inside & (log_z[1] - log_z[0] > draw * jnp.log(u))).astype(int)
         return both[taken], pair[taken]

@@ -59,20 +59,26 @@ def closed_form(holed: np.ndarray, rank: int, seed: int, inference: str):
 
 
 def map_solutions(model: CompletionModel, data, key):
-    """Where Adam ends from STARTS prior draws, the scales moved to their mode after every step; [start, ...]."""
-    posterior = model.posterior(len(data[1]))
-    schedule = optax.cosine_decay_schedule(0.02, STEPS["map"])
-    settle = lambda position: model.clip_scales(model.mode_scales(position, 0.1))  # noqa: E731
-    engine = ensemble(map_estimate(posterior, optax.adam(schedule), after_step=settle), parallel="vmap")
+    """Where Adam ends from STARTS prior draws, [start, ...]: half of the steps with every scale at 1, then the scales
+    moved to their mode after every step (from the first step on that puts slices to death before they fit anything).
+    """
+    posterior, half = model.posterior(len(data[1])), STEPS["map"] // 2
+    unit = model.initial_position(key)["log_scales"]
+    after = (lambda at: at | {"log_scales": unit}, lambda at: model.clip_scales(model.mode_scales(at, 0.1)))
 
     @jax.jit
     def run(key):
-        keys = jax.random.split(key, STARTS)
-        state = engine.init(key, jax.vmap(model.initial_position)(keys))
-        return engine.position(jax.lax.scan(lambda at, k: (engine.step(k, at, data)[0], None), state, steps)[0])
+        positions = jax.vmap(model.initial_position)(jax.random.split(key, STARTS))
+        for part, settle in enumerate(after):
+            adam = optax.adam(optax.cosine_decay_schedule(0.02, half))
+            engine = ensemble(map_estimate(posterior, adam, after_step=settle), parallel="vmap")
+            own = jax.random.fold_in(key, part)
+            state, steps = engine.init(own, positions), jax.random.split(own, half)
+            state = jax.lax.scan(lambda at, k: (engine.step(k, at, data)[0], None), state, steps)[0]  # noqa: B023
+            positions = engine.position(state)
+        return positions
 
-    steps = jax.random.split(jax.random.fold_in(key, 1), STEPS["map"])
-    return run(jax.random.fold_in(key, 0))
+    return run(key)
 
 
 def starts(model: CompletionModel, moved, data, key, members: int, where: str):
@@ -156,8 +162,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
     parser.add_argument("--engines", nargs="*", default=ENGINES)
     parser.add_argument("--start", default="map", choices=["map", "prior"], help="of the engines by gradients")
+    parser.add_argument("--budget", type=int, default=1, help="times the steps of the engines by gradients")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("engines.jsonl"))
     options = parser.parse_args()
+    STEPS.update({name: STEPS[name] * options.budget for name in ("burn_in", "sghmc", "svgd")})
     for row in options.rows:
         for seed in options.seeds:
             truth, holed, hidden = problem(row, seed)
@@ -171,6 +179,7 @@ def main() -> None:
                 found |= {"coverage_90": coverage(low[hidden], high[hidden], truth[hidden])}
                 found |= {"width_90": width(low[hidden], high[hidden]), "cpu_seconds": time.process_time() - began}
                 label = name if options.start == "map" or name not in ("sghmc", "svgd") else f"{name}, prior draws"
+                label += f", {options.budget} times the steps" * (options.budget > 1 and name in ("sghmc", "svgd"))
                 found = {"data": row, "engine": label, "seed": seed} | {k: round(v, 4) for k, v in found.items()}
                 print(json.dumps(found | {"rank": rank}), flush=True)
                 with options.out.open("a") as lines:

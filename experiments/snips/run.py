@@ -12,6 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -35,7 +36,8 @@ SHARE = 0.35  # of the budget, at least, for the embedding
 EPOCHS, BATCH = 6, 128
 RATES = {"bilstm": 1e-2, "encoder": 5e-3}
 DENSE_RATES = {"bilstm": 2e-3, "encoder": 1e-3}
-TEMPERATURE = 0.03
+TEMPERATURE = 0.1
+ALPHA = 0.25  # of the words dropped
 KEYS = ("model", "format", "seed")
 
 
@@ -77,7 +79,7 @@ def row(name: str, format: str, seed: int, data, x, y, options) -> tuple[dict, b
         temperature=options.temperature,
         ramp_epochs=1,
         seed=seed,
-        prepare=lambda key, tokens: drop_words(key, tokens, counts),
+        prepare=lambda key, tokens: drop_words(key, tokens, counts, options.alpha),
         callback=lambda line: print(line["epoch"], round(line["nll"], 4), end=", ", flush=True),
     )
     record = {"model": name, "format": format, "seed": seed, "dense": dense, "parameters": fit.num_parameters}
@@ -98,6 +100,7 @@ def main() -> None:
     parser.add_argument("--order", type=int, help="modes a side of every weight, instead of the widths' own number")
     parser.add_argument("--share", type=float, default=SHARE, help="of the budget, at least, for the embedding")
     parser.add_argument("--temperature", type=float, default=TEMPERATURE)
+    parser.add_argument("--alpha", type=float, default=ALPHA, help="of the words dropped in training; 0 drops none")
     parser.add_argument("--validation", action="store_true", help="score a tenth of the training utterances instead")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.jsonl"))
     options = parser.parse_args()
@@ -110,7 +113,9 @@ def main() -> None:
     wanted = [(name, f, seed) for seed in options.seeds for name in options.models for f in options.formats]
     for name, format, seed in missing(options.out, KEYS, wanted, options.validation):
         record, fit = row(name, format, seed, data, x, y, options)
-        record["accuracy"] = float((np.asarray(fit.predict(x_test)).argmax(1) == y_test).mean())
+        log_p = np.asarray(jax.nn.log_softmax(fit.predict(x_test)))
+        record["accuracy"] = float((log_p.argmax(1) == y_test).mean())
+        record["test_nll"] = -float(log_p[np.arange(len(y_test)), y_test].mean())
         print(record, flush=True)
         if not options.validation:
             append(options.out, record)
