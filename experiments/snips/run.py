@@ -38,7 +38,8 @@ RATES = {"bilstm": 1e-2, "encoder": 5e-3}
 DENSE_RATES = {"bilstm": 2e-3, "encoder": 1e-3}
 TEMPERATURE = 0.1
 ALPHA = 0.25  # of the words dropped
-KEYS = ("model", "format", "seed")
+SETTING = "words by frequency, temperature 0.1"  # what a row is known by besides the next three: change both together
+KEYS = ("setting", "model", "format", "seed")
 
 
 def build(
@@ -82,7 +83,14 @@ def row(name: str, format: str, seed: int, data, x, y, options) -> tuple[dict, b
         prepare=lambda key, tokens: drop_words(key, tokens, counts, options.alpha),
         callback=lambda line: print(line["epoch"], round(line["nll"], 4), end=", ", flush=True),
     )
-    record = {"model": name, "format": format, "seed": seed, "dense": dense, "parameters": fit.num_parameters}
+    record = {
+        "setting": SETTING,
+        "model": name,
+        "format": format,
+        "seed": seed,
+        "dense": dense,
+        "parameters": fit.num_parameters,
+    }
     record |= {"table_rank": both[0], "rank": both[1], "order": options.order, "nll": fit.history[-1]["nll"]}
     record |= {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent}
     return record, fit
@@ -110,8 +118,8 @@ def main() -> None:
         order = np.random.default_rng(0).permutation(len(x))
         out, kept = order[: len(x) // 10], order[len(x) // 10 :]
         x, y, x_test, y_test = x[kept], y[kept], x[out], y[out]
-    wanted = [(name, f, seed) for seed in options.seeds for name in options.models for f in options.formats]
-    for name, format, seed in missing(options.out, KEYS, wanted, options.validation):
+    wanted = [(SETTING, name, f, seed) for seed in options.seeds for name in options.models for f in options.formats]
+    for _, name, format, seed in missing(options.out, KEYS, wanted, options.validation):
         record, fit = row(name, format, seed, data, x, y, options)
         log_p = np.asarray(jax.nn.log_softmax(fit.predict(x_test)))
         record["accuracy"] = float((log_p.argmax(1) == y_test).mean())
