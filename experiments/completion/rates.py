@@ -36,7 +36,7 @@ RATES = (1e-4, 5.8e-6)
 
 
 def fitted(row: str, form: str, rate: float, seed: int, held: bool, sheared: bool) -> dict:
-    """Rank, error and (of real data) log density of one fit with this rate."""
+    """Rank, error and (of real data) log density and coverage at 90 % of one fit with this rate."""
     parts, began = row.split(":"), time.process_time()
     synthetic = parts[0].isdigit()
     if synthetic:
@@ -55,7 +55,9 @@ def fitted(row: str, form: str, rate: float, seed: int, held: bool, sheared: boo
         found = {"rrse": float(rrse(model.predict()[scored], truth[scored]))}
     else:
         rest = given.coords[away], given.values[away]
+        low, high = model.predict_interval(0.9, rest[0])
         found = {"rrse": float(model.rrse(*rest)), "log_density": float(model.score(*rest))}
+        found["coverage"] = float(np.mean((low <= rest[1]) & (rest[1] <= high)))
     found |= {"rank": model.rank_, "cpu_seconds": round(time.process_time() - began, 1)}
     return {"row": row, "format": form, "rate": rate, "seed": seed, "held": held, "sheared": sheared} | found
 
