@@ -26,10 +26,12 @@ from bayestensor.models.shrinkage import log_prior_cores, log_prior_scales
 from bayestensor.models.state import GIBBS, State
 from bayestensor.priors import InverseGamma
 from bayestensor.tensor.contract import dense
+from bayestensor.tensor.core_rows import from_rows, to_rows
 from bayestensor.tensor.formats import FORMATS
 from bayestensor.tensor.initialise import core_variance
 from bayestensor.tensor.network import Factored
-from bayestensor.tensor.normal import Entries, Grid, from_rows, normal_equations, to_rows
+from bayestensor.tensor.normal import normal_equations
+from bayestensor.tensor.observations import Entries, Grid
 
 SHAPE, MAX_RANK, PRIOR = (4, 3, 3), 3, InverseGamma(2.0, 1.0)
 NOISE = 4.0, 1.0  # shape and rate of the gamma prior of the noise precision: sd about 0.5

@@ -12,8 +12,10 @@ import pytest
 from bayestensor.estimators import TensorCompletion
 from bayestensor.models import blocks as blockwise
 from bayestensor.models.rows import row_posterior
+from bayestensor.tensor.core_rows import row_shape, split_legs, to_rows
 from bayestensor.tensor.formats import FORMATS
-from bayestensor.tensor.normal import Entries, Grid, normal_equations, row_shape, split_legs, to_rows
+from bayestensor.tensor.normal import normal_equations
+from bayestensor.tensor.observations import Entries, Grid
 
 NAMES = ("cp", "tucker", "tensor_train", "tensor_ring", "hierarchical_tucker", "block_term")
 SHAPE = (5, 4, 6)

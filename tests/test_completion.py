@@ -16,9 +16,11 @@ from bayestensor.estimators import TensorCompletion
 from bayestensor.models.compiled import closed_form
 from bayestensor.models.rows import CORRELATIONS, chain_posterior, pick_correlations, row_posterior
 from bayestensor.priors.log_gamma import draw_log_gamma
+from bayestensor.tensor.core_rows import row_shape, to_rows
 from bayestensor.tensor.formats import FORMATS
 from bayestensor.tensor.initialise import initialise
-from bayestensor.tensor.normal import Entries, Grid, normal_equations, row_shape, to_rows
+from bayestensor.tensor.normal import normal_equations
+from bayestensor.tensor.observations import Entries, Grid
 
 SHAPE = (4, 3, 5, 2)
 

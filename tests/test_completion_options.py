@@ -17,7 +17,7 @@ from bayestensor.models import effects as beside
 from bayestensor.models.augment import augmented, dispersion, polya_gamma, polya_gamma_mean, polya_gamma_sum
 from bayestensor.models.noise import EVEN, pick_shares, reweighted
 from bayestensor.tensor.formats import FORMATS
-from bayestensor.tensor.normal import Entries, Grid
+from bayestensor.tensor.observations import Entries, Grid
 
 FAST = {"max_rank": 3, "num_draws": 40, "burn_in": 10, "warm_up": 20, "smooth": (), "random_state": 0}
 

@@ -11,9 +11,9 @@ import scipy.stats
 from bayestensor.models.gauge import pick_gauges, sheared_bonds
 from bayestensor.priors import CumulativeShrinkage, InverseGamma
 from bayestensor.tensor.contract import bond_energy, dense
+from bayestensor.tensor.core_rows import from_rows, to_rows
 from bayestensor.tensor.formats import FORMATS
 from bayestensor.tensor.network import Factored
-from bayestensor.tensor.normal import from_rows, to_rows
 
 SHEARED = {
     "cp": 0,

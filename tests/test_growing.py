@@ -23,7 +23,7 @@ from bayestensor.priors import InverseGamma
 from bayestensor.tensor.contract import dense
 from bayestensor.tensor.formats import FORMATS, cp
 from bayestensor.tensor.network import Factored
-from bayestensor.tensor.normal import Entries, Grid
+from bayestensor.tensor.observations import Entries, Grid
 
 SHAPE, NOISE = (12, 10, 8), 0.1
 

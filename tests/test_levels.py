@@ -17,7 +17,7 @@ from bayestensor.priors import InverseGamma
 from bayestensor.tensor.contract import dense
 from bayestensor.tensor.formats import block_term, tensor_train
 from bayestensor.tensor.network import Factored
-from bayestensor.tensor.normal import Grid
+from bayestensor.tensor.observations import Grid
 
 NETWORKS = {
     "train": tensor_train((3, 2, 2), rank=2),

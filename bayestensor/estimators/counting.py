@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from bayestensor.ranks.select import RANK_THRESHOLD, host_slice_norms, host_spectra
+from bayestensor.tensor.core_rows import is_joint, to_rows
 from bayestensor.tensor.network import Network
-from bayestensor.tensor.normal import is_joint, to_rows
 
 
 def standing_out(network: Network, cores: dict[str, Any], noise: float = 0.0) -> dict[str, np.ndarray]:

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from bayestensor.ranks.select import RANK_THRESHOLD
+from bayestensor.tensor.core_rows import is_joint, to_rows
 from bayestensor.tensor.network import Network
-from bayestensor.tensor.normal import is_joint, to_rows
 
 
 class Components(NamedTuple):

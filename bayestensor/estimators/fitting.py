@@ -31,9 +31,10 @@ from bayestensor.models.effects import effect_names
 from bayestensor.models.state import GIBBS, MAP, VARIATIONAL, How, State
 from bayestensor.priors import InverseGamma
 from bayestensor.priors.base import ScalePrior
+from bayestensor.tensor.core_rows import from_rows, is_joint, to_rows
 from bayestensor.tensor.initialise import core_variance
 from bayestensor.tensor.network import Network
-from bayestensor.tensor.normal import Entries, Grid, Observations, from_rows, is_joint, to_rows
+from bayestensor.tensor.observations import Entries, Grid, Observations
 
 _WORTH_A_PROGRAM = 1e7  # multiplications of a sweep that pay for compiling draws without covariances
 _MOST_CHAINS = 4

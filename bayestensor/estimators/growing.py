@@ -19,8 +19,9 @@ from bayestensor.models.conjugate import Conjugate
 from bayestensor.models.effects import CONSTANT
 from bayestensor.models.state import MAP, VARIATIONAL, State
 from bayestensor.priors.base import ScalePrior
+from bayestensor.tensor.core_rows import is_joint, row_shape, split_legs
 from bayestensor.tensor.network import Network
-from bayestensor.tensor.normal import Grid, Observations, is_joint, row_shape, split_legs
+from bayestensor.tensor.observations import Grid, Observations
 from bayestensor.tensor.paths import contraction_path
 
 _TOO_DEAR = 5e7  # multiplications of a sweep above which three random starts are too many

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bayestensor.models.side import Features
+from bayestensor.tensor.core_rows import row_shape, split_legs
 from bayestensor.tensor.formats import FORMATS
 from bayestensor.tensor.network import Network
-from bayestensor.tensor.normal import row_shape, split_legs
 
 _WIDEST = {"cp": 40}  # largest default rank; of the other formats 10
 _LONGEST_CHAIN = 2000  # rows of a mode that 'auto' lets be smooth: they are gone through one after another

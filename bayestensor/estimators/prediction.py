@@ -22,7 +22,7 @@ from bayestensor.models.compiled import quick_jit
 from bayestensor.models.effects import CONSTANT
 from bayestensor.tensor.contract import dense, entries
 from bayestensor.tensor.network import Factored, Network
-from bayestensor.tensor.normal import in_blocks
+from bayestensor.tensor.observations import in_blocks
 from bayestensor.typing import Array
 
 _LARGEST = 200_000_000  # entries of a dense prediction

@@ -13,9 +13,10 @@ from bayestensor.models.conjugate import Conjugate, refreshed, sweeps
 from bayestensor.models.effects import constant_start
 from bayestensor.models.state import Chance, How, State
 from bayestensor.ranks.select import RANK_THRESHOLD, host_slice_norms
+from bayestensor.tensor.core_rows import from_rows, is_joint, row_shape, to_rows
 from bayestensor.tensor.initialise import core_variance
 from bayestensor.tensor.network import Network
-from bayestensor.tensor.normal import Observations, from_rows, is_joint, row_shape, to_rows
+from bayestensor.tensor.observations import Observations
 
 _FIRST_PRECISION = 100.0  # of data of mean square 1: taken as 20 dB until the fit can tell
 _FIRST_DISCRETE = 10.0  # of answers and counts: each counts as ten, or random cores would all shrink away

@@ -10,7 +10,7 @@ import numpy as np
 from bayestensor.estimators.factors import Components, align
 from bayestensor.files import writing
 from bayestensor.plots import MUTED, PALETTE, line_style, style
-from bayestensor.tensor.normal import is_joint
+from bayestensor.tensor.core_rows import is_joint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from bayestensor.priors.log_gamma import draw_log_gamma
-from bayestensor.tensor.normal import Observations
+from bayestensor.tensor.observations import Observations
 from bayestensor.typing import Array, Float, Key
 
 LIKELIHOODS = ("gaussian", "student_t", "bernoulli", "poisson")

@@ -12,8 +12,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from bayestensor.models.rows import chain_posterior, row_posterior
+from bayestensor.tensor.core_rows import from_rows, row_shape, split_legs
 from bayestensor.tensor.network import Factored, Network
-from bayestensor.tensor.normal import Observations, from_rows, normal_equations, row_shape, split_legs
+from bayestensor.tensor.normal import normal_equations
+from bayestensor.tensor.observations import Observations
 from bayestensor.typing import Array, Float
 
 LARGEST = 1024  # unknowns of one system

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from bayestensor.models.scale_moves import exchange_levels
 from bayestensor.priors.base import ScalePrior, conditional
 from bayestensor.tensor.contract import bond_energy, contract
+from bayestensor.tensor.core_rows import split_legs
 from bayestensor.tensor.network import Network
-from bayestensor.tensor.normal import split_legs
 from bayestensor.typing import Array, Float, Key
 
 HIGHEST_PRECISION = 1e12  # of data scaled to mean square 1: noise below 1e-6 is no noise

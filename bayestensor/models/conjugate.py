@@ -39,16 +39,10 @@ from bayestensor.models.rows import CORRELATIONS, chain_posterior, innovations, 
 from bayestensor.models.side import Features, Side
 from bayestensor.models.state import Chance, How, State, Swept
 from bayestensor.priors.base import ScalePrior
+from bayestensor.tensor.core_rows import from_rows, is_joint, row_shape, split_legs, to_rows
 from bayestensor.tensor.network import Factored, Network
-from bayestensor.tensor.normal import (
-    Observations,
-    from_rows,
-    is_joint,
-    normal_equations,
-    row_shape,
-    split_legs,
-    to_rows,
-)
+from bayestensor.tensor.normal import normal_equations
+from bayestensor.tensor.observations import Observations
 from bayestensor.typing import Array, Bool
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from bayestensor.models.augment import DISCRETE
 from bayestensor.models.compiled import AnyArray
 from bayestensor.priors import InverseGamma
-from bayestensor.tensor.normal import Observations
+from bayestensor.tensor.observations import Observations
 from bayestensor.typing import Array, Key
 
 CONSTANT = "constant"  # its name among the modes'

@@ -13,8 +13,8 @@ from bayestensor.models.conditionals import pick_levels
 from bayestensor.models.scale_moves import lattice_draw
 from bayestensor.models.state import State
 from bayestensor.priors.base import ScalePrior
+from bayestensor.tensor.core_rows import split_legs
 from bayestensor.tensor.network import Network
-from bayestensor.tensor.normal import split_legs
 from bayestensor.typing import Array, Float, Key, Scalar
 
 

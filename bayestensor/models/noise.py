@@ -15,7 +15,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from bayestensor.priors.log_gamma import draw_log_gamma
-from bayestensor.tensor.normal import Observations
+from bayestensor.tensor.observations import Observations
 from bayestensor.typing import Array, Float, Key
 
 EVEN = 1.0  # as many observations again, twice this, say that an index is as noisy as the others

@@ -13,132 +13,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import reduce
 from itertools import combinations
 from operator import mul
-from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayestensor.tensor.contract import Term, _gathered, contract, dense, entries
-from bayestensor.tensor.network import Core, Factored, Network
-from bayestensor.typing import Array, Float, Int
+from bayestensor.tensor.contract import Term, _gathered, contract
+from bayestensor.tensor.core_rows import is_joint, row_shape, split_legs, to_rows
+from bayestensor.tensor.network import Core, Network
+from bayestensor.tensor.observations import WIDTH, Entries, Observations
+from bayestensor.typing import Array, Float
 
-_WIDTH = 16  # entries of one mode index that share a matrix product; a group is filled up to a multiple of it
 _BLOCK = 1 << 17  # numbers of one block of gathered design rows, 1 MB in float64: they stay in the cache
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Observations as arrays of the tensor's shape, zero where hidden: for images and other tensors that fit."""
-
-    weight: Float[Array, ...]
-    target: Float[Array, ...]
-    count: Float[Array, ""]  # of observations
-    energy: Float[Array, ""]  # sum of target^2 / weight
-
-    @classmethod
-    def build(cls, values: np.ndarray, observed: np.ndarray, weights: np.ndarray | None = None) -> Grid:
-        """Weight 1, or `weights`, where observed; what stands elsewhere is not looked at."""
-        weight = np.where(observed, 1.0 if weights is None else weights, 0.0)
-        values = np.where(observed, values, 0.0)
-        energy = (weight * values**2).sum()
-        return cls(*map(jnp.asarray, (weight, weight * values, float(observed.sum()), energy)))
-
-    def values(self, tensor: Factored) -> Array:
-        """The tensor at the observations (and at the hidden entries too)."""
-        return dense(tensor)
-
-    def total(self, x: Array, mode: int) -> Array:
-        """Sum of x, shaped as the observations are, over all with the same index of a mode."""
-        return x.sum(tuple(k for k in range(x.ndim) if k != mode))
-
-    def spread(self, row: Array, mode: int) -> Array:
-        """A number for each index of a mode, at the observations (or broadcast to them)."""
-        return row.reshape([-1 if k == mode else 1 for k in range(self.weight.ndim)])
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class Entries:
-    """Observations as a list of coordinates: nothing of the size of the tensor is ever formed.
-
-    `places[core]` is [chunks, width], rows of the list that share the core's mode index, filled up with n;
-    `groups[core]` is [chunks], that index, ascending. `Entries.build` makes both.
-    """
-
-    shape: tuple[int, ...] = field(metadata={"static": True})
-    coords: Int[Array, "n modes"]
-    weight: Float[Array, "n"]
-    target: Float[Array, "n"]
-    count: Float[Array, ""]
-    energy: Float[Array, ""]
-    places: dict[str, Array]
-    groups: dict[str, Array]
-
-    @classmethod
-    def build(
-        cls, network: Network, coords: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None
-    ) -> Entries:
-        """Weight 1 each, or `weights`; the list is sorted once for each core."""
-        places, groups = {}, {}
-        for core in network.cores:
-            open_, _ = split_legs(network, core)
-            sizes = [network.size[leg] for leg in open_]
-            columns = [coords[:, network.modes.index(leg)] for leg in open_]
-            index = np.ravel_multi_index(columns, sizes) if open_ else np.zeros(len(coords), int)
-            places[core.name], groups[core.name] = _chunks(index, math.prod(sizes))
-        weight = np.ones_like(values) if weights is None else weights
-        target, count, energy = weight * values, jnp.asarray(float(len(values))), (weight * values**2).sum()
-        w, t, square = map(jnp.asarray, (weight, target, energy))
-        return cls(network.shape, jnp.asarray(coords, jnp.int32), w, t, count, square, places, groups)
-
-    def values(self, tensor: Factored) -> Array:
-        """The tensor at the observations, block by block."""
-        return in_blocks(lambda at: entries(tensor, at), self.coords, 4096)
-
-    def total(self, x: Array, mode: int) -> Array:
-        """Sum of x, one number an observation, over all with the same index of a mode."""
-        return jax.ops.segment_sum(x, self.coords[:, mode], self.shape[mode])
-
-    def spread(self, row: Array, mode: int) -> Array:
-        """A number for each index of a mode, at the observations."""
-        return jnp.asarray(row)[self.coords[:, mode]]
-
-
-Observations: TypeAlias = Grid | Entries
-
-
-def split_legs(network: Network, core: Core) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(mode legs, bond legs) of a core, each in the core's order."""
-    return tuple(x for x in core.legs if x in network.modes), tuple(x for x in core.legs if x not in network.modes)
-
-
-def to_rows(network: Network, name: str, array: Any) -> Any:
-    """A core as a matrix [q, p], NumPy's or JAX's: mode legs by bond legs. Leading axes (draws) stay in front."""
-    core = network.core[name]
-    lead = array.ndim - len(core.legs)
-    order = [core.legs.index(leg) + lead for part in split_legs(network, core) for leg in part]
-    q, p = row_shape(network, name)
-    return array.transpose(*range(lead), *order).reshape(*array.shape[:lead], q, p)
-
-
-def from_rows(network: Network, name: str, rows: Any) -> Any:
-    """The inverse of `to_rows`."""
-    core = network.core[name]
-    legs = [leg for part in split_legs(network, core) for leg in part]
-    array = rows.reshape([network.size[leg] for leg in legs])
-    return array.transpose([legs.index(leg) for leg in core.legs])
-
-
-def row_shape(network: Network, name: str) -> tuple[int, int]:
-    """(Q, P): how many systems of which size a core's normal equations are."""
-    open_, bonds = split_legs(network, network.core[name])
-    return math.prod(network.size[leg] for leg in open_), math.prod(network.size[leg] for leg in bonds)
 
 
 def normal_equations(
@@ -185,7 +74,7 @@ def _from_entries(network, cores, name, data, covariances):
     places, groups = data.places[name], data.groups[name]
     coords = jnp.pad(data.coords, ((0, 1), (0, 0)))  # the place after the last: weight 0
     told = jnp.pad(jnp.stack([data.weight, data.target], axis=1), ((0, 1), (0, 0)))  # together: one line of memory
-    per_block = max(1, min(len(places), _BLOCK // (_WIDTH * p * (1 if covariances is None else p))))
+    per_block = max(1, min(len(places), _BLOCK // (WIDTH * p * (1 if covariances is None else p))))
     fill = -len(places) % per_block
     places = jnp.pad(places, ((0, fill), (0, 0)), constant_values=len(data.weight))
     groups = jnp.pad(groups, (0, fill), constant_values=q - 1)
@@ -214,7 +103,7 @@ def _from_entries(network, cores, name, data, covariances):
 
     half = tables is not None and covariances is not None
     width = (p * (p + 1) // 2 if half else p * p) + p
-    chunks = places.reshape(-1, per_block, _WIDTH), groups.reshape(-1, per_block)
+    chunks = places.reshape(-1, per_block, WIDTH), groups.reshape(-1, per_block)
     both, _ = jax.lax.scan(block, jnp.zeros((q, width), jnp.result_type(*cores.values())), chunks)
     if covariances is None:
         both = both.reshape(q, p, p + 1)
@@ -295,15 +184,6 @@ def expected_square(
     return (gram * (mean[:, :, None] * mean[:, None, :] + covariances[name])).sum() - 2 * (moment * mean).sum()
 
 
-def is_joint(network: Network) -> bool:
-    """Whether one bond joins all cores and there is no other, as in CP with one mode a core."""
-    return (
-        len(network.bonds) == 1
-        and all(len(split_legs(network, c)[0]) == 1 and network.bonds[0] in c.legs for c in network.cores)
-        and len(network.cores) == len(network.modes)
-    )
-
-
 def _second(network: Network, cores, name: str, covariances) -> Float[Array, "q p p"]:
     rows = to_rows(network, name, cores[name])
     second = rows[:, :, None] * rows[:, None, :]
@@ -341,22 +221,3 @@ def _primed(leg: str) -> str:
 def _at(network: Network, terms: Sequence[Term], at: Mapping[str, Array], output: Sequence[str]) -> Array:
     """Terms at coordinates, contracted to [batch, *output]."""
     return contract(_gathered(terms, at, len(next(iter(at.values())))), ("batch", *output))
-
-
-def _chunks(index: np.ndarray, groups: int) -> tuple[Array, Array]:
-    """Rows sorted by group, each group filled up to whole chunks: (places [chunks, width], group of each chunk)."""
-    counts = np.bincount(index, minlength=groups)
-    chunks = -(-counts // _WIDTH)
-    order = np.argsort(index, kind="stable")
-    first = np.concatenate([[0], np.cumsum(chunks)[:-1]]) * _WIDTH - np.concatenate([[0], np.cumsum(counts)[:-1]])
-    places = np.full(int(chunks.sum()) * _WIDTH, len(index), np.int32)
-    places[first[index[order]] + np.arange(len(index))] = order
-    return jnp.asarray(places.reshape(-1, _WIDTH)), jnp.asarray(np.repeat(np.arange(groups, dtype=np.int32), chunks))
-
-
-def in_blocks(function, rows: Array, size: int) -> Array:
-    """`function` of the rows, `size` of them at a time."""
-    n = len(rows)
-    size = min(size, n)
-    padded = jnp.pad(rows, ((0, -n % size), (0, 0)))
-    return jax.lax.map(function, padded.reshape(-1, size, rows.shape[1])).reshape(-1)[:n]

@@ -45,7 +45,7 @@ def started_at_truth(shape, factors, coords, values, sweeps: int = 10):
     from bayestensor.models.state import MAP
     from bayestensor.priors import InverseGamma
     from bayestensor.tensor.formats import cp
-    from bayestensor.tensor.normal import Entries
+    from bayestensor.tensor.observations import Entries
 
     with jax.enable_x64(True):
         network = cp(shape, rank=RANK)
