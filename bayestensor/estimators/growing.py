@@ -26,6 +26,7 @@ from bayestensor.tensor.paths import contraction_path
 
 _TOO_DEAR = 5e7  # multiplications of a sweep above which three random starts are too many
 _ABOVE = 1.1  # times what noise gives: the best rank-one fit to pure noise explains 0.7 to 0.95 of its bound, squared
+_WIDEN = 8  # components that one compiled shape more may add
 _STEPS = 10  # to the leading component
 _BLOCK = 1 << 20  # numbers of one core gathered at a time
 
@@ -98,7 +99,7 @@ def grow(
     """Components born as long as the residual has some that stand out and `score` falls.
 
     A newborn is a rank-one tensor, in every format one index of each bond. Newborns take the places of dead ones, all
-    of them at once; of CP where all live and `widen` allows it, one is added.
+    of them at once; of CP where all live and `widen` allows it, up to eight are added: each shape is compiled anew.
     """
     if model.likelihood != "gaussian" or len(model.network.shape) == 1:
         return model, state  # a vector is of rank one
@@ -171,7 +172,7 @@ def free_places(model: Conjugate, state: State, count: int, widen: bool) -> list
         live = ranks(network, {name: np.asarray(core) for name, core in state.cores.items()}, noise)
     room = min(len(norm) - live[bond] for bond, norm in norms.items())
     if room == 0 and widen and is_joint(network):
-        return [{bond: len(norm) for bond, norm in norms.items()}]
+        return [{bond: len(norm) + k for bond, norm in norms.items()} for k in range(_WIDEN)]
     least = {bond: np.argsort(norm, kind="stable") for bond, norm in norms.items()}
     return [{bond: int(order[k]) for bond, order in least.items()} for k in range(room)]
 
