@@ -4,7 +4,9 @@ import os
 import signal
 
 import jax
+import numpy as np
 import pytest
+from completing import FAST
 
 # Modules whose slow tests run under JAX's check that no key is used twice: all that draw by our engines. Not the fast ones:
 # under the check nothing dispatches from JAX's cache, and a test takes several times as long.
@@ -53,3 +55,17 @@ def x64():
     """64-bit floats for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def completed():
+    """(tensor of rank 2, it behind noise, which entries are seen, these alone, a completion of them)."""
+    from bayestensor.estimators import TensorCompletion
+
+    rng = np.random.default_rng(0)
+    factors = [rng.normal(size=(n, 2)) for n in (12, 10, 8)]
+    truth = np.einsum("ir,jr,kr->ijk", *factors)
+    noisy = truth + 0.1 * rng.normal(size=truth.shape)
+    observed = rng.random(truth.shape) > 0.5
+    holed = np.where(observed, noisy, np.nan)
+    return truth, noisy, observed, holed, TensorCompletion(**FAST).fit(holed)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from completing import FAST
 from sklearn.base import clone
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -137,22 +138,8 @@ def test_log_gamma_draws_have_the_right_moments(shape):
     assert abs(draws.std() / sd - 1) < 0.08
 
 
-FAST = {"max_rank": 3, "num_draws": 40, "burn_in": 10, "warm_up": 20, "smooth": (), "random_state": 0}
-
-
-@pytest.fixture(scope="module")
-def problem():
-    rng = np.random.default_rng(0)
-    factors = [rng.normal(size=(n, 2)) for n in (12, 10, 8)]
-    truth = np.einsum("ir,jr,kr->ijk", *factors)
-    noisy = truth + 0.1 * rng.normal(size=truth.shape)
-    observed = rng.random(truth.shape) > 0.5
-    holed = np.where(observed, noisy, np.nan)
-    return truth, noisy, observed, holed, TensorCompletion(**FAST).fit(holed)
-
-
-def test_completion_finds_tensor_noise_and_interval(problem):
-    truth, noisy, observed, _, fit = problem
+def test_completion_finds_tensor_noise_and_interval(completed):
+    truth, noisy, observed, _, fit = completed
     hidden = ~observed
     precision = fit.draws_.stats["noise"] ** -2  # of 480 entries: 0.065 of itself a draw, and chains that share no draw
     assert precision.shape == (4, 10) and len(np.unique(precision)) == 40
@@ -178,8 +165,8 @@ def test_an_exact_tensor_is_solved_and_its_rank_not_split(seed):
 
 
 @pytest.mark.parametrize("kind", ["masked", "coords", "xarray", "table", "other values behind the mask", "weights"])
-def test_every_input_gives_the_same_bits(problem, kind):
-    _, _, observed, holed, fit = problem
+def test_every_input_gives_the_same_bits(completed, kind):
+    _, _, observed, holed, fit = completed
     coords, values = np.argwhere(observed), holed[observed]
     model = clone(fit)
     if kind == "masked":
@@ -200,8 +187,8 @@ def test_every_input_gives_the_same_bits(problem, kind):
 
 
 @pytest.mark.parametrize("factor", [1e-25, 1e25])
-def test_the_unit_of_the_data_does_not_matter(problem, factor):
-    _, _, _, holed, fit = problem
+def test_the_unit_of_the_data_does_not_matter(completed, factor):
+    _, _, _, holed, fit = completed
     np.testing.assert_allclose(clone(fit).fit(holed * factor).predict() / factor, fit.predict(), rtol=1e-4, atol=1e-4)
 
 

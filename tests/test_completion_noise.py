@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from completing import FAST
 
 from bayestensor.estimators import TensorCompletion
 from bayestensor.estimators.inputs import Observed
@@ -14,25 +15,13 @@ from bayestensor.estimators.networks import default_network
 from bayestensor.estimators.residuals import entries_of, fitted_degrees, noise_degrees, noise_scales
 from bayestensor.tensor.formats import FORMATS
 
-FAST = {"max_rank": 3, "num_draws": 40, "burn_in": 10, "warm_up": 20, "smooth": (), "random_state": 0}
-
-
-@pytest.fixture(scope="module")
-def problem():
-    rng = np.random.default_rng(0)
-    factors = [rng.normal(size=(n, 2)) for n in (12, 10, 8)]
-    truth = np.einsum("ir,jr,kr->ijk", *factors)
-    noisy = truth + 0.1 * rng.normal(size=truth.shape)
-    observed = rng.random(truth.shape) > 0.5
-    return truth, noisy, observed, TensorCompletion(**FAST).fit(np.where(observed, noisy, np.nan))
-
 
 @pytest.mark.parametrize("df", [np.inf, 4.0])
-def test_intervals_and_scores_are_those_of_the_mixture_of_draws(problem, df):
+def test_intervals_and_scores_are_those_of_the_mixture_of_draws(completed, df):
     from scipy.special import logsumexp
     from scipy.stats import norm, t
 
-    _, noisy, _, own = problem
+    _, noisy, _, _, own = completed
     fit = copy.copy(own)
     assert np.isinf(fit.noise_df_)  # normal noise
     fit.noise_df_ = df
@@ -99,9 +88,9 @@ def test_scales_of_noise_mix_to_student_t():
         np.testing.assert_allclose(each, np.broadcast_to(exact, (4, 13)), atol=0.02)
 
 
-def test_intervals_have_the_tails_of_the_noise(problem):
+def test_intervals_have_the_tails_of_the_noise(completed):
     # 480 entries hidden: standard error of a coverage 0.023 at level 0.5; the normal law covers 0.64 there
-    truth, _, observed, _ = problem
+    truth, _, observed, *_ = completed
     noisy = truth + 0.1 * np.random.default_rng(1).standard_t(3, size=truth.shape)
     fit = TensorCompletion(**FAST).fit(np.where(observed, noisy, np.nan))
     inside = {}

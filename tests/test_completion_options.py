@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from completing import FAST
 from sklearn.base import clone
 
 from bayestensor.estimators import TensorCompletion
@@ -18,8 +19,6 @@ from bayestensor.models.augment import augmented, dispersion, polya_gamma, polya
 from bayestensor.models.noise import EVEN, pick_shares, reweighted
 from bayestensor.tensor.formats import FORMATS
 from bayestensor.tensor.observations import Entries, Grid
-
-FAST = {"max_rank": 3, "num_draws": 40, "burn_in": 10, "warm_up": 20, "smooth": (), "random_state": 0}
 
 
 def test_polya_gamma_draws_turn_the_logistic_function_into_a_gaussian():

@@ -21,8 +21,8 @@ import yaml
 from bcpf import bcpf
 from scipy.ndimage import gaussian_filter
 
-from bayestensor.data.tensors import load_tensor
 from bayestensor.estimators import TensorCompletion
+from bayestensor.experiment.task import Completion, hide
 from bayestensor.metrics.regression import coverage, gaussian_interval, rrse, width
 
 ROWS = (
@@ -35,22 +35,23 @@ ROWS = (
     "facade:0.5",
     "facade:0.9",
 )
-PARTS = {
-    "jasper": np.s_[::4, ::2, ::2],  # 50 bands x 50 x 50 pixels
-    "kinetic": np.s_[::2, :, :, ::2],  # 32 measurements x 12 x 10 x 30 times
-    "mri": np.s_[::2, ::2],  # 64 x 48 x 24 x 2
-    "nyc": np.s_[:, :, :168],  # the first week
+PARTS: dict[str, dict] = {
+    "jasper": {"every": (4, 2, 2)},  # 50 bands x 50 x 50 pixels
+    "kinetic": {"every": (2, 1, 1, 2)},  # 32 measurements x 12 x 10 x 30 times
+    "mri": {"every": (2, 2, 1, 1)},  # 64 x 48 x 24 x 2
+    "nyc": {"first": (30, 30, 168)},  # the first week
 }
 TENSORLY_RANKS = (2, 3, 5, 10, 20)
 
 
 def holes(name: str, share: float, seed: int, along: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(tensor, tensor with holes, hidden): hidden entries that are known, at random, or whole fibres along a mode."""
-    name, part = name.removesuffix("-part"), name.endswith("-part")
-    whole = load_tensor(name)[PARTS[name] if part else ...]
-    shape = [1 if mode == along else size for mode, size in enumerate(whole.shape)]
-    shown = np.broadcast_to(np.random.default_rng(seed).random(shape) > share, whole.shape)
-    return whole, np.where(shown, whole, np.nan), ~shown & np.isfinite(whole)
+    part = PARTS[name.removesuffix("-part")] if name.endswith("-part") else {}
+    known = hide(Completion(data=name.removesuffix("-part"), hidden=share, along=along, seed=seed, **part))
+    (holed,), at = known.given, tuple(known.coords.T)
+    whole, hidden = holed.copy(), np.zeros(holed.shape, bool)
+    whole[at], hidden[at] = known.truth, True
+    return whole, holed, hidden
 
 
 def ssim(image: np.ndarray, truth: np.ndarray) -> float:
